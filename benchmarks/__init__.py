@@ -1,0 +1,1 @@
+"""Load generators, and the provider that they and the tests talk to."""

@@ -1,0 +1,82 @@
+"""How the fake provider is told to answer, and the text that it then streams."""
+
+import random
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Self
+
+_LETTERS = "etaoin shrdlu cmfwyp vbgkjq xz.,\n"
+_OTHERS = (
+    "é",
+    "e\u0301",
+    "o\u0308",
+    "ß",
+    "שלום",
+    "مرحبا",
+    "日本",
+    "क्ष",
+    "😀",
+    "👩‍👩‍👧",
+    "🇫🇷",
+    "\u200f",
+    '"',
+    "\\",
+    "</a>",
+)
+
+
+@lru_cache(maxsize=256)
+def script(seed: int, deltas: int, size: int) -> tuple[str, ...]:
+    """Return the pieces of text that a plan streams: about `size` characters each, one in eight from other scripts."""
+    choose = random.Random(seed)
+    pieces = []
+    for _ in range(deltas):
+        piece = "".join(choose.choice(_LETTERS) for _ in range(max(1, choose.randint(size - 1, size + 1))))
+        pieces.append(piece + choose.choice(_OTHERS) if choose.random() < 0.125 else piece)
+    return tuple(pieces)
+
+
+@dataclass(slots=True)
+class Plan:
+    """How a call is answered."""
+
+    deltas: int = 20
+    rate: float = 0.0  # deltas per second; 0 is as fast as the reader takes them
+    ttft: float = 0.0  # seconds before the first delta
+    seed: int = 1
+    size: int = 4
+    reasoning: int = 0  # deltas of reasoning before the text
+    burst: int = 0  # 1: all deltas in one write
+    stamp: int = 0  # 1: each delta is "<time.monotonic_ns()>|" at its sending
+    retry_after: str = ""  # the header of a refusal
+    fail: str = ""
+    """A status such as 429, 400ctx, 400filter; `garbage`, `nothing`, `slow_headers`, `huge_line`, `no_done`, `html`;
+    with a number of deltas `die_at:N`, `end_at:N`, `stall_at:N`, `error_event_at:N`; or two odd encodings of a good
+    answer, `split_utf8` (cut inside characters) and `surrogates` (pairs cut between two deltas)."""
+    fail_first: int = 0  # fail only so many calls with this very text; 0 is all of them
+    tools: list[tuple[str, str]] = field(default_factory=list)  # name and raw arguments
+
+    @classmethod
+    def read(cls, text: str, *, with_tools: bool) -> Self:
+        """Read a plan from a message; words that are none of it are left alone."""
+        plan = cls()
+        for word in text.split():
+            key, equals, value = word.partition("=")
+            if key == "tool" and equals:
+                name, _, arguments = value.partition(":")
+                if with_tools:
+                    plan.tools.append((name, arguments or "{}"))
+            elif equals and key in cls.__slots__:
+                before = getattr(plan, key)
+                setattr(plan, key, type(before)(value))
+        return plan
+
+    @property
+    def fault(self) -> tuple[str, int]:
+        """The name of the fault and the delta at which it comes."""
+        name, _, at = self.fail.partition(":")
+        return name, int(at or 0)
+
+    def pieces(self) -> tuple[str, ...]:
+        """Return the text, piece by piece."""
+        return script(self.seed, self.deltas, self.size)

@@ -1,0 +1,1 @@
+"""Parley: a self-hosted, multi-tenant backend for AI products."""

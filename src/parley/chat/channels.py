@@ -1,0 +1,64 @@
+"""The chat's live channels: a conversation, and a user's inbox."""
+
+from uuid import UUID
+
+from parley.chat.messages import conversation_channel, user_channel
+from parley.chat.repository import ConversationRepository
+from parley.chat.service import ConversationService
+from parley.core.db import UnitOfWork
+from parley.core.scope import Scope
+from parley.realtime.bus import Bus
+from parley.realtime.channels import ChannelNotFound, Mode, State
+from parley.realtime.events import Channel
+
+
+class ConversationChannel:
+    """`conversation:{id}`: messages and replies of a conversation."""
+
+    prefix = "conversation"
+    mode: Mode = "log"
+
+    def __init__(self, bus: Bus) -> None:
+        self._bus = bus
+
+    async def resolve(self, unit: UnitOfWork, scope: Scope, argument: str) -> Channel:
+        """Return the channel if the conversation is the caller's to see."""
+        id_ = _uuid(argument)
+        if await ConversationRepository(unit, scope).find(id_) is None:
+            raise ChannelNotFound
+        return conversation_channel(scope.workspace_id, id_)
+
+    async def state(self, unit: UnitOfWork, scope: Scope, channel: Channel) -> State:
+        """Return the conversation and its newest 50 messages, running replies with their parts so far."""
+        return await ConversationService(unit, scope, self._bus).snapshot(_uuid(channel.name.partition(":")[2]))
+
+
+class UserChannel:
+    """`user:me`: the caller's inbox."""
+
+    prefix = "user"
+    mode: Mode = "log"
+
+    def __init__(self, bus: Bus) -> None:
+        self._bus = bus
+
+    async def resolve(self, unit: UnitOfWork, scope: Scope, argument: str) -> Channel:  # noqa: ARG002 - the port's
+        """Return the caller's own channel; there is no other user's."""
+        if argument != "me":
+            raise ChannelNotFound
+        return user_channel(scope.workspace_id, scope.user_id)
+
+    async def state(self, unit: UnitOfWork, scope: Scope, channel: Channel) -> State:  # noqa: ARG002 - the port's
+        """Return the newest conversations and the unfinished jobs."""
+        return await ConversationService(unit, scope, self._bus).inbox()
+
+
+def _uuid(text: str) -> UUID:
+    """Read the id as the server writes it: a second spelling would be a second name for one channel."""
+    try:
+        found = UUID(text)
+    except ValueError:
+        raise ChannelNotFound from None
+    if str(found) != text:
+        raise ChannelNotFound
+    return found

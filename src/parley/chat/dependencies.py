@@ -1,0 +1,26 @@
+"""What the chat's routes ask for."""
+
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from parley.chat.service import ConversationService
+from parley.chat.setup import Chat
+from parley.core.dependencies import RequestUnit
+from parley.core.scope import CurrentScope
+from parley.realtime.dependencies import RealtimeDep
+
+
+def _chat(request: Request) -> Chat:
+    chat: Chat = request.app.state.chat
+    return chat
+
+
+ChatDep = Annotated[Chat, Depends(_chat)]
+
+
+def _conversations(unit: RequestUnit, scope: CurrentScope, realtime: RealtimeDep) -> ConversationService:
+    return ConversationService(unit, scope, realtime.bus)
+
+
+ConversationServiceDep = Annotated[ConversationService, Depends(_conversations)]

@@ -1,0 +1,37 @@
+"""What can happen in the chat."""
+
+from parley.core.errors import Conflict, Invalid, NotFound
+
+
+class ConversationNotFound(NotFound):
+    """No such conversation, or someone else's."""
+
+    message = "No such conversation."
+
+
+class MessageNotFound(NotFound):
+    """No such message in this conversation."""
+
+    message = "No such message."
+
+
+class ReplyNotFound(NotFound):
+    """No such reply, or someone else's."""
+
+    message = "No such reply."
+
+
+class ReplyActive(Conflict):
+    """A reply is being written and the caller asked not to wait."""
+
+    code = "active_reply"
+    frame_code = "active_reply"
+    message = "A reply is being written in this conversation."
+
+
+class CidReused(Invalid):
+    """The idempotency key was used for something else."""
+
+    code = "idempotency_key_reused"
+    frame_code = "conflict"
+    message = "This key was used for another message."

@@ -1,0 +1,150 @@
+"""Conversations and messages over HTTP."""
+
+from typing import Annotated, Any
+from uuid import UUID
+
+from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi.responses import StreamingResponse
+
+from parley.chat.dependencies import ChatDep, ConversationServiceDep
+from parley.chat.schemas import ConversationCreate, ConversationRead, ConversationUpdate, MessageRead, MessageSend, Turn
+from parley.chat.turn_stream import TurnStream
+from parley.chat.turns import Send
+from parley.core.envelope import CursorEnvelope, Envelope, ErrorEnvelope, PageEnvelope, respond, respond_page
+from parley.core.errors import Invalid
+from parley.core.ids import new_id
+from parley.core.pagination import MAX_PER_PAGE, Page
+from parley.core.scope import CurrentScope
+from parley.llm.registry import ModelInfo
+from parley.realtime.dependencies import RealtimeDep
+from parley.realtime.router import SSE_HEADERS, EventStream
+
+router = APIRouter(tags=["chat"])
+
+ERRORS: dict[int | str, dict[str, Any]] = {
+    401: {"model": ErrorEnvelope},
+    404: {"model": ErrorEnvelope},
+    422: {"model": ErrorEnvelope},
+}
+
+
+@router.get("/conversations", response_model=PageEnvelope[ConversationRead])
+async def list_conversations(
+    service: ConversationServiceDep,
+    page: Page,
+    archived: Annotated[bool, Query(description="Show the archived ones instead")] = False,
+) -> Response:
+    """List the caller's conversations, the one that moved last first."""
+    rows, total = await service.page(page, archived=archived)
+    return respond_page(rows, page=page, total=total)
+
+
+@router.post("/conversations", status_code=201, response_model=Envelope[ConversationRead], responses=ERRORS)
+async def create_conversation(body: ConversationCreate, service: ConversationServiceDep, chat: ChatDep) -> Response:
+    """Make a conversation."""
+    if body.model is not None:
+        chat.registry.resolve(body.model)
+    made = await service.start(body)
+    return respond(made, status=201, headers={"Location": f"/api/v1/conversations/{made.id}"})
+
+
+@router.get("/conversations/{conversation_id}", response_model=Envelope[ConversationRead], responses=ERRORS)
+async def get_conversation(conversation_id: UUID, service: ConversationServiceDep) -> Response:
+    """Get a conversation."""
+    return respond(await service.get(conversation_id))
+
+
+@router.patch("/conversations/{conversation_id}", response_model=Envelope[ConversationRead], responses=ERRORS)
+async def update_conversation(
+    conversation_id: UUID, body: ConversationUpdate, service: ConversationServiceDep, chat: ChatDep
+) -> Response:
+    """Change a conversation; what is left out stays."""
+    if body.model is not None:
+        chat.registry.resolve(body.model)
+    return respond(await service.change(conversation_id, body))
+
+
+@router.delete("/conversations/{conversation_id}", status_code=204, responses=ERRORS)
+async def delete_conversation(conversation_id: UUID, service: ConversationServiceDep) -> Response:
+    """Delete a conversation with all its messages."""
+    await service.delete(conversation_id)
+    return Response(status_code=204)
+
+
+@router.get("/conversations/{conversation_id}/messages", response_model=CursorEnvelope[MessageRead], responses=ERRORS)
+async def list_messages(
+    conversation_id: UUID,
+    service: ConversationServiceDep,
+    limit: Annotated[int, Query(ge=1, le=MAX_PER_PAGE)] = 50,
+    cursor: Annotated[UUID | None, Query(description="`next_cursor` of the stretch before")] = None,
+) -> Response:
+    """List messages of all branches: the newest stretch first, ascending within."""
+    rows, following = await service.messages(conversation_id, before=cursor, limit=limit)
+    return respond(rows, next_cursor=str(following) if following else None)
+
+
+@router.post(
+    "/conversations/{conversation_id}/messages",
+    status_code=202,
+    response_model=Envelope[Turn],
+    responses={
+        **ERRORS,
+        200: {
+            "content": {"text/event-stream": {}},
+            "description": "With `Accept: text/event-stream`: the events of this turn, to the terminal one",
+        },
+        409: {"model": ErrorEnvelope},
+    },
+)
+async def send_message(
+    conversation_id: UUID,
+    body: MessageSend,
+    request: Request,
+    scope: CurrentScope,
+    chat: ChatDep,
+    realtime: RealtimeDep,
+    idempotency_key: Annotated[str | None, Header(max_length=64, description="A UUID; the same one sends once")] = None,
+) -> Response:
+    """Send a message and have it answered. The question is durable before this answers."""
+    wanted = Send(
+        conversation_id=conversation_id,
+        cid=_cid(idempotency_key),
+        texts=tuple(body.texts),
+        model=body.model,
+        parent=body.parent,
+        on_active=body.on_active,
+    )
+    sent = await chat.turns.send(scope, wanted)
+    if "text/event-stream" not in request.headers.get("accept", ""):
+        return respond({"message": sent.message, "reply": sent.reply}, status=202)
+    turn = TurnStream(EventStream(realtime, scope), sent)
+    start_seq = await chat.turns.start_of(scope, UUID(sent.reply["id"]))
+    credential = await realtime.authenticator.reauthenticate(scope)
+    snapshot = await turn.open(f"conversation:{conversation_id}", start_seq)
+    return StreamingResponse(
+        turn.follow(snapshot, until=credential.expires_at), media_type="text/event-stream", headers=SSE_HEADERS
+    )
+
+
+def _cid(header: str | None) -> UUID:
+    if header is None:
+        return new_id()
+    try:
+        return UUID(header)
+    except ValueError:
+        raise Invalid(
+            "Idempotency-Key must be a UUID here", details={"field": "Idempotency-Key", "constraint": "uuid"}
+        ) from None
+
+
+@router.post("/replies/{reply_id}/cancel", status_code=202, response_model=Envelope[dict[str, str]], responses=ERRORS)
+async def cancel_reply(reply_id: UUID, scope: CurrentScope, chat: ChatDep) -> Response:
+    """Stop a reply. Durable, and harmless where it has ended."""
+    await chat.turns.cancel(scope, reply_id)
+    return respond({"reply": str(reply_id)}, status=202)
+
+
+@router.get("/models", response_model=Envelope[list[ModelInfo]], responses={401: {"model": ErrorEnvelope}})
+async def list_models(scope: CurrentScope, chat: ChatDep) -> Response:  # noqa: ARG001 - only who is signed in may ask
+    """List the models: which can be used now, and why the rest cannot."""
+    return respond(chat.registry.describe())

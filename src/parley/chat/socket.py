@@ -1,0 +1,62 @@
+"""What the chat does with its frames on the socket."""
+
+from typing import Any
+from uuid import UUID
+
+from pydantic import TypeAdapter, ValidationError
+
+from parley.chat.errors import ConversationNotFound
+from parley.chat.schemas import MessageSend
+from parley.chat.tools import ToolBox
+from parley.chat.turns import Send, Turns
+from parley.core.errors import Invalid
+from parley.core.scope import Scope
+from parley.realtime.frames import ChatSend, ReplyCancel
+
+_content = TypeAdapter(MessageSend)
+
+
+class ChatFrames:
+    """The handlers of `chat.send` and `reply.cancel`."""
+
+    def __init__(self, turns: Turns, tools: ToolBox) -> None:
+        self._turns = turns
+        self._tools = tools
+
+    async def send(self, scope: Scope, frame: ChatSend) -> dict[str, Any]:
+        """Store a message and begin its reply; `ok` carries both ids."""
+        prefix, _, argument = frame.ch.partition(":")
+        try:
+            conversation_id = UUID(argument)
+        except ValueError:
+            raise ConversationNotFound from None
+        if prefix != "conversation":
+            raise ConversationNotFound
+        parts = [part.model_dump(exclude_none=True) for part in frame.parts]
+        try:
+            content = _content.validate_python({"parts": parts})
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise Invalid(f"{where}: {first['msg']}"[:200]) from None
+        options = frame.opts
+        if options and options.tools is not None and (unknown := set(options.tools) - self._tools.names):
+            raise Invalid(f"{len(unknown)} of the tools do not exist.")
+        sent = await self._turns.send(
+            scope,
+            Send(
+                conversation_id=conversation_id,
+                cid=frame.cid,
+                texts=tuple(content.texts),
+                model=options.model if options else None,
+                tools=tuple(options.tools) if options and options.tools is not None else None,
+                parent=frame.parent,
+                on_active=frame.on_active,
+            ),
+        )
+        return {"message": sent.message["id"], "reply": sent.reply["id"]}
+
+    async def cancel(self, scope: Scope, frame: ReplyCancel) -> dict[str, Any]:
+        """Stop a reply."""
+        await self._turns.cancel(scope, frame.reply)
+        return {"reply": str(frame.reply)}

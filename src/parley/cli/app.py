@@ -1,0 +1,55 @@
+"""The commands. What takes long to import is imported by the command that needs it."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from parley.cli import database
+from parley.cli.problems import explained
+
+app = typer.Typer(
+    name="parley", no_args_is_help=True, add_completion=False, help="Parley: a self-hosted backend for AI products."
+)
+app.add_typer(database.app, name="db")
+
+
+@app.command()
+def serve(
+    host: Annotated[str | None, typer.Option(help="Address to listen on (PARLEY_HOST)")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on; 0 takes a free one (PARLEY_PORT)")] = None,
+) -> None:
+    """Start the database if it is ours, migrate it, and serve."""
+    from parley.cli.serve import serve as run  # noqa: PLC0415 - see above
+
+    with explained():
+        run({key: value for key, value in {"host": host, "port": port}.items() if value is not None})
+
+
+@app.command()
+def openapi(
+    output: Annotated[Path | None, typer.Option(help="Write to this file instead of the terminal")] = None,
+) -> None:
+    """Print the OpenAPI document."""
+    from parley.core.settings import load_settings  # noqa: PLC0415 - see above
+    from parley.main import create_app  # noqa: PLC0415 - see above
+
+    with explained():
+        document = json.dumps(create_app(load_settings()).openapi(), indent=2, ensure_ascii=False) + "\n"
+        if output is None:
+            print(document, end="")
+        else:
+            output.write_text(document)
+
+
+def _register_chat() -> None:
+    from parley.cli.chat import chat_command  # noqa: PLC0415 - it needs the app that is being built
+
+    app.command("chat")(chat_command)
+
+
+def main() -> None:
+    """Run a command."""
+    _register_chat()
+    app()

@@ -1,0 +1,157 @@
+"""`parley serve`: one process that owns the database server, if it is ours, and serves."""
+
+import asyncio
+import logging
+import socket
+from contextlib import ExitStack
+from typing import Any
+
+import uvicorn
+
+from parley.cli.database import embedded_urls
+from parley.cli.problems import CommandFailed
+from parley.core import migrate
+from parley.core.db import DatabaseUrls
+from parley.core.embedded_postgres import EmbeddedPostgres
+from parley.core.logging import configure_logging
+from parley.core.settings import Settings, load_settings
+from parley.llm.registry import ModelRegistry
+from parley.main import create_app
+
+logger = logging.getLogger(__name__)
+
+# The kernel keeps up to this much for a client that does not read; without a bound it is about 4 MB each.
+_SEND_BUFFER_BYTES = 256 * 1024
+_WATCH_S = 0.5
+
+
+def serve(overrides: dict[str, Any]) -> None:
+    """Serve until a signal comes."""
+    settings = load_settings(**overrides)
+    settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    configure_logging(settings)
+    # Before anything is started: a mistake in these files is told at once.
+    app = create_app(settings)
+    with ExitStack() as stack:
+        listening = stack.enter_context(_listen(settings))
+        settings.port = listening.getsockname()[1]
+        server = stack.enter_context(EmbeddedPostgres(settings.data_dir)) if settings.uses_embedded_postgres else None
+        if server is not None:
+            urls = embedded_urls(server)
+            settings.database.url, settings.database.system_url = urls.app, urls.system
+            settings.database.owner_url = urls.owner
+        _prepare_schema(settings, embedded=server is not None)
+        asyncio.run(_run(app, settings, listening, server), loop_factory=_loop_factory())
+
+
+def _prepare_schema(settings: Settings, *, embedded: bool) -> None:
+    """Migrate what is ours or in development; production migrates by command, and is refused what is not at head."""
+    urls = DatabaseUrls.from_settings(settings.database)
+    if embedded or not settings.is_production:
+        if urls.become:
+            from parley.core.database_roles import ensure_roles  # noqa: PLC0415 - only a single external address needs it
+            from parley.core.db import asyncpg_dsn  # noqa: PLC0415 - as above
+
+            dsn = asyncpg_dsn(urls.owner)
+            asyncio.run(ensure_roles(dsn, dsn.rsplit("/", 1)[1].split("?")[0]))
+        migrate.upgrade(urls)
+
+
+def _listen(settings: Settings) -> socket.socket:
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    listening = socket.socket(family)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
+    try:
+        listening.bind((settings.host, settings.port))
+    except OSError as problem:
+        listening.close()
+        raise CommandFailed(
+            f"cannot listen on {settings.host}:{settings.port} ({problem.strerror}); set PARLEY_PORT to a free port"
+        ) from None
+    listening.listen(2048)
+    listening.setblocking(False)
+    return listening
+
+
+def _loop_factory() -> type[asyncio.AbstractEventLoop] | None:
+    try:
+        import uvloop  # noqa: PLC0415 - not there on Windows
+    except ImportError:
+        return None
+    loop: type[asyncio.AbstractEventLoop] = uvloop.Loop
+    return loop
+
+
+class _Server(uvicorn.Server):
+    """Says where it is once it answers, and not before."""
+
+    def __init__(self, config: uvicorn.Config, settings: Settings, registry: ModelRegistry) -> None:
+        super().__init__(config)
+        self._settings = settings
+        self._registry = registry
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            print(_greeting(self._settings, self._registry), flush=True)
+
+
+async def _run(app: object, settings: Settings, listening: socket.socket, server: EmbeddedPostgres | None) -> None:
+    config = uvicorn.Config(
+        app,  # type: ignore[arg-type]  # a FastAPI application is an ASGI one
+        http="httptools",
+        ws="websockets-sansio",
+        ws_max_size=settings.realtime.frame_bytes,
+        ws_per_message_deflate=False,
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        date_header=True,
+        # Forwarded headers are believed only once a proxy is configured.
+        proxy_headers=False,
+        timeout_graceful_shutdown=5,
+    )
+    serving = _Server(config, settings, app.state.registry)  # type: ignore[attr-defined]  # set by create_app
+    watch = asyncio.create_task(_watch(server)) if server is not None else None
+    try:
+        await serving.serve(sockets=[listening])
+    finally:
+        if watch is not None:
+            watch.cancel()
+    if not serving.started:
+        raise CommandFailed("the server could not start; the reason is in the lines above")
+
+
+async def _watch(server: EmbeddedPostgres) -> None:
+    """Bring our PostgreSQL back if it dies. In the main thread: the server follows the thread that started it."""
+    while True:
+        await asyncio.sleep(_WATCH_S)
+        if not server.is_alive():
+            logger.error("PostgreSQL is gone, starting it again")
+            server.restart_if_dead()
+
+
+def _greeting(settings: Settings, registry: ModelRegistry) -> str:
+    base = settings.base_url
+    usable = [entry.id for entry in registry.entries() if entry.usable]
+    default = registry.resolve(None).id
+    rest = [f"{entry.id} ({entry.unusable})" for entry in registry.entries() if not entry.usable]
+    lines = [
+        "",
+        f"  Parley is ready at {base}",
+        "",
+        f"  API        {base}/api/v1",
+        *([] if settings.is_production else [f"  Documents  {base}/docs"]),
+        f"  Sign up    .venv/bin/parley chat --server {base} --sign-up",
+        f"             or POST {base}/api/v1/auth/signup",
+        f"  Models     {', '.join(usable)} (default: {default})",
+    ]
+    if default == "demo":
+        lines.append(
+            "             No provider is configured: set OPENAI_API_KEY or ANTHROPIC_API_KEY, or LOCAL_LLM_URL."
+        )
+    if rest:
+        lines.append(f"  Not usable {'; '.join(rest)}")
+    lines += [f"  Data       {settings.data_dir.resolve()}", "", "  Ctrl-C stops it.", ""]
+    return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""What every module stands on: settings, database, scope, errors, HTTP. Knows no domain."""

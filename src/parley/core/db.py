@@ -1,0 +1,262 @@
+"""The database: two engines, the unit of work, and the binding of the workspace to every transaction.
+
+`parley_app` serves requests and is subject to row-level security; `parley_system` is for sign-in look-ups and for the
+log's own machinery. `after_begin` binds workspace and user with transaction scope, so a commit in between, a
+savepoint or a pooled connection can never carry them over (decision 0003).
+"""
+
+import logging
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, cast
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+from uuid import uuid4
+
+import asyncpg
+from sqlalchemy import event, text
+from sqlalchemy.exc import DBAPIError, InterfaceError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.pool import AsyncAdaptedQueuePool
+from sqlmodel import Session
+from sqlmodel.ext.asyncio.session import AsyncSession
+
+from parley.core.errors import OutcomeUnknown, Unavailable
+from parley.core.scope import Scope
+from parley.core.settings import DatabaseSettings
+
+logger = logging.getLogger(__name__)
+
+APP_ROLE = "parley_app"
+SYSTEM_ROLE = "parley_system"
+OWNER_ROLE = "parley_owner"
+
+_BIND = text("SELECT set_config('app.workspace_id', :workspace, true), set_config('app.user_id', :user, true)")
+_BIND_AND_BECOME = text(
+    "SELECT set_config('app.workspace_id', :workspace, true), set_config('app.user_id', :user, true), "
+    f"set_config('role', '{APP_ROLE}', true)"
+)
+_BECOME_SYSTEM = text(f"SELECT set_config('role', '{SYSTEM_ROLE}', true)")
+
+
+class MissingScope(Exception):
+    """A scoped session was opened without a scope: a fault in our code, found before the first query."""
+
+
+class ScopedSession(Session):
+    """A session whose every transaction is bound to one workspace and user."""
+
+
+class SystemSession(Session):
+    """A session of the system role, which no workspace bounds."""
+
+
+class _ScopedAsyncSession(AsyncSession):
+    sync_session_class: type[Session] = ScopedSession
+
+
+class _SystemAsyncSession(AsyncSession):
+    sync_session_class: type[Session] = SystemSession
+
+
+@event.listens_for(ScopedSession, "after_begin")
+def _bind_scope(session: ScopedSession, _transaction: object, connection: Any) -> None:
+    scope = session.info.get("scope")
+    if not isinstance(scope, Scope):
+        raise MissingScope
+    statement = _BIND_AND_BECOME if session.info["become"] else _BIND
+    connection.execute(statement, {"workspace": str(scope.workspace_id), "user": str(scope.user_id)})
+
+
+@event.listens_for(SystemSession, "after_begin")
+def _become_system(session: SystemSession, _transaction: object, connection: Any) -> None:
+    if session.info["become"]:
+        connection.execute(_BECOME_SYSTEM)
+
+
+class UnitOfWork:
+    """One transaction: it commits when the block ends well, then runs what was to happen after the commit."""
+
+    def __init__(self, session: AsyncSession) -> None:
+        self.session = session
+        self._after_commit: list[Callable[[], None]] = []
+
+    async def connection(self) -> AsyncConnection:
+        """Return the connection, its transaction begun and bound. Reads are Core statements on it."""
+        return await self.session.connection()
+
+    async def driver(self) -> asyncpg.Connection:
+        """Return asyncpg's own connection inside the same transaction, for the paths that are written in SQL."""
+        raw = await (await self.session.connection()).get_raw_connection()
+        return cast("asyncpg.Connection", raw.driver_connection)
+
+    def after_commit(self, action: Callable[[], None]) -> None:
+        """Run `action` right after the commit, before anything else can be awaited. It must not fail or block."""
+        self._after_commit.append(action)
+
+    async def _finish(self) -> None:
+        try:
+            await self.session.commit()
+        except (DBAPIError, InterfaceError, OSError) as error:
+            if is_connection_lost(error):
+                raise OutcomeUnknown(retry_after_s=1) from error
+            raise
+        for action in self._after_commit:
+            action()
+
+
+def is_connection_lost(error: BaseException) -> bool:
+    """Whether the database is away, as opposed to having refused a statement."""
+    if isinstance(error, DBAPIError):
+        if error.connection_invalidated:
+            return True
+        error = error.orig.__cause__ or error.orig if error.orig is not None else error
+    return isinstance(
+        error,
+        OSError
+        | TimeoutError
+        | asyncpg.CannotConnectNowError
+        | asyncpg.PostgresConnectionError
+        | asyncpg.InterfaceError
+        | asyncpg.InternalClientError
+        | asyncpg.AdminShutdownError
+        | asyncpg.CrashShutdownError
+        | asyncpg.TooManyConnectionsError,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class DatabaseUrls:
+    """Where each role connects. `become` says that one login serves all and each transaction sets its role."""
+
+    app: str
+    system: str
+    owner: str
+    direct: str
+    become: bool = False
+    pooled: bool = False
+
+    @classmethod
+    def from_settings(cls, database: DatabaseSettings) -> "DatabaseUrls":
+        """Fill in what was left out from the one address that is there."""
+        if not database.url:
+            raise ValueError("no database address")
+        become = database.system_url is None or database.owner_url is None
+        system = database.system_url or database.url
+        return cls(
+            app=database.url,
+            system=system,
+            owner=database.owner_url or database.direct_url or database.url,
+            direct=database.direct_url or system,
+            become=become,
+            pooled=database.direct_url is not None,
+        )
+
+
+def asyncpg_dsn(url: str) -> str:
+    """Return the address as asyncpg takes it: `postgresql://`, `sslmode` kept, other drivers' names removed."""
+    parts = urlsplit(url)
+    query = [(k, v) for k, v in parse_qsl(parts.query) if k != "channel_binding"]
+    return urlunsplit(("postgresql", parts.netloc, parts.path, urlencode(query, safe="/"), ""))
+
+
+def _engine(url: str, *, size: int, settings: DatabaseSettings, pooled: bool) -> AsyncEngine:
+    dsn = asyncpg_dsn(url)
+    # Behind a pooler in transaction mode a prepared statement may meet another server connection.
+    cache: dict[str, Any] = {"statement_cache_size": 0} if pooled else {}
+    name = {"prepared_statement_name_func": lambda: f"__p_{uuid4()}__"} if pooled else {}
+
+    async def connect(*_: object, **__: object) -> asyncpg.Connection:
+        return await asyncpg.connect(
+            dsn, timeout=settings.connect_timeout_s, command_timeout=settings.statement_timeout_s, **cache
+        )
+
+    return create_async_engine(
+        "postgresql+asyncpg://",
+        poolclass=AsyncAdaptedQueuePool,
+        pool_size=size,
+        max_overflow=0,
+        pool_timeout=2,
+        pool_use_lifo=True,
+        connect_args={"async_creator_fn": connect, **({"prepared_statement_cache_size": 0} if pooled else {}), **name},
+    )
+
+
+class Database:
+    """The engines of one process. Built in `create_app`, closed by its lifespan."""
+
+    def __init__(self, urls: DatabaseUrls, settings: DatabaseSettings) -> None:
+        self.urls = urls
+        self.settings = settings
+        self.app: AsyncEngine = _engine(urls.app, size=settings.pool_size, settings=settings, pooled=urls.pooled)
+        self.system: AsyncEngine = _engine(
+            urls.system, size=settings.system_pool_size, settings=settings, pooled=urls.pooled
+        )
+
+    async def close(self) -> None:
+        """Close every pooled connection."""
+        await self.app.dispose()
+        await self.system.dispose()
+
+    @asynccontextmanager
+    async def unit_of_work(self, scope: Scope, *, snapshot: bool = False) -> AsyncIterator[UnitOfWork]:
+        """Open a transaction bound to a scope.
+
+        `snapshot`: REPEATABLE READ and read-only, for a state that several statements read together.
+        Raises `Unavailable` when the database is away, `OutcomeUnknown` when it went away in COMMIT.
+        """
+        engine = self.app.execution_options(isolation_level="REPEATABLE READ") if snapshot else self.app
+        session = _ScopedAsyncSession(engine, expire_on_commit=False, autoflush=False)
+        session.sync_session.info.update(scope=scope, become=self.urls.become)
+        async with _transaction(session) as unit:
+            yield unit
+
+    @asynccontextmanager
+    async def system_unit_of_work(self) -> AsyncIterator[UnitOfWork]:
+        """Open a transaction of the system role. Only classes named `Unscoped…` and the log's machinery may."""
+        session = _SystemAsyncSession(self.system, expire_on_commit=False, autoflush=False)
+        session.sync_session.info.update(become=self.urls.become)
+        async with _transaction(session) as unit:
+            yield unit
+
+    async def connect_system(self) -> asyncpg.Connection:
+        """Return an own, unpooled connection of the system role; the caller closes it."""
+        connection = await asyncpg.connect(asyncpg_dsn(self.urls.direct), timeout=self.settings.connect_timeout_s)
+        if self.urls.become:
+            await connection.execute(f"SET ROLE {SYSTEM_ROLE}")
+        return connection
+
+
+@asynccontextmanager
+async def _transaction(session: AsyncSession) -> AsyncIterator[UnitOfWork]:
+    unit = UnitOfWork(session)
+    try:
+        yield unit
+        await unit._finish()
+    except (DBAPIError, InterfaceError, OSError, TimeoutError) as error:
+        if is_connection_lost(error) and not isinstance(error, OutcomeUnknown):
+            raise Unavailable("The database is not available.", retry_after_s=2) from error
+        raise
+    finally:
+        await session.close()
+
+
+async def check_runtime_roles(database: Database) -> Sequence[str]:
+    """Return what is wrong with the roles that serve requests: production refuses to start on any of it."""
+    problems: list[str] = []
+    for label, engine in (("PARLEY_DATABASE_URL", database.app), ("PARLEY_DATABASE_SYSTEM_URL", database.system)):
+        async with engine.connect() as connection:
+            row = (
+                await connection.execute(
+                    text(
+                        "SELECT rolsuper OR rolbypassrls AS privileged, "
+                        "EXISTS (SELECT 1 FROM pg_class WHERE relowner = r.oid AND relname = 'workspaces') AS owner "
+                        "FROM pg_roles r WHERE rolname = current_user"
+                    )
+                )
+            ).one()
+        if row.privileged:
+            problems.append(f"{label} logs in as a superuser or with BYPASSRLS: use a plain role (`parley db init`)")
+        if row.owner:
+            problems.append(f"{label} logs in as the owner of the tables: use parley_app or parley_system")
+    return problems

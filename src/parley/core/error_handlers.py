@@ -1,0 +1,131 @@
+"""One table from what happened to what a caller is told, over HTTP and over the socket."""
+
+import logging
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from starlette.exceptions import HTTPException
+
+from parley.core import errors
+from parley.core.db import is_connection_lost
+from parley.core.envelope import respond_error
+
+logger = logging.getLogger(__name__)
+
+# Category → HTTP status, socket code, whether a client should try again. The first match of the MRO counts.
+CATEGORIES: dict[type[errors.AppError], tuple[int, str, str]] = {
+    errors.BadRequest: (400, "bad_frame", "never"),
+    errors.Unauthenticated: (401, "unauthenticated", "never"),
+    errors.Forbidden: (403, "forbidden", "never"),
+    errors.NotFound: (404, "not_found", "never"),
+    errors.Conflict: (409, "conflict", "never"),
+    errors.TooLarge: (413, "too_large", "never"),
+    errors.Invalid: (422, "invalid", "never"),
+    errors.RateLimited: (429, "rate_limited", "backoff"),
+    errors.ProviderFailed: (502, "unavailable", "backoff"),
+    errors.Unavailable: (503, "unavailable", "backoff"),
+    errors.AppError: (500, "internal", "backoff"),
+}
+
+_BY_STATUS = {400: "bad_request", 401: "unauthenticated", 403: "forbidden", 404: "not_found", 405: "method_not_allowed",
+              406: "not_acceptable", 413: "too_large", 415: "unsupported_media_type"}  # fmt: skip
+
+# Pydantic's words for a bound → the name that the contract uses.
+_CONSTRAINTS = ("min_length", "max_length", "ge", "gt", "le", "lt", "pattern", "multiple_of")
+
+
+def category(error: errors.AppError) -> tuple[int, str, str]:
+    """Return status, socket code and retry advice of an error."""
+    return next(CATEGORIES[kind] for kind in type(error).__mro__ if kind in CATEGORIES)
+
+
+def describe(error: errors.AppError) -> dict[str, Any]:
+    """Return the error as the envelope shows it."""
+    return {"error": error.code, "message": error.detail, "details": error.details}
+
+
+def translate(error: Exception) -> errors.AppError | None:
+    """Return what a database error means to a caller, or None when it is a fault of ours."""
+    if isinstance(error, errors.AppError):
+        return error
+    if isinstance(error, PoolTimeout) or is_connection_lost(error):
+        return errors.Unavailable("The database is not available.", retry_after_s=2)
+    if isinstance(error, DBAPIError):
+        state = getattr(error.orig, "sqlstate", None)
+        # Serialization failure, deadlock, cancelled statement: the same request may succeed.
+        if state in {"40001", "40P01", "57014", "55P03"}:
+            return errors.Unavailable("The database was busy.", retry_after_s=1)
+        # A value that the column cannot hold: our schemas should have refused it, the caller still sent it.
+        if state and state.startswith("22"):
+            return errors.Invalid("A value cannot be stored.")
+    return None
+
+
+def validation_errors(problems: Any) -> list[dict[str, Any]]:
+    """Return Pydantic's errors in the contract's shape: the field and the bound, never the value."""
+    found = []
+    for problem in problems:
+        location = [str(part) for part in problem["loc"] if part not in {"body", "query", "path", "header"}]
+        field = ".".join(location) or None
+        context = problem.get("ctx") or {}
+        bounds = [f"{name}={context[name]}" for name in _CONSTRAINTS if name in context]
+        message = problem["msg"].removeprefix("Value error, ")
+        found.append(
+            {
+                "error": "validation_error",
+                "message": f"{field}: {message}" if field else message,
+                "details": {"field": field, "constraint": ", ".join(bounds) or problem["type"]},
+            }
+        )
+    return found
+
+
+def _headers(status: int, error: errors.AppError) -> dict[str, str]:
+    headers = {}
+    if status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    if error.retry_after_s is not None or status in {429, 503}:
+        headers["Retry-After"] = str(error.retry_after_s or 1)
+    return headers
+
+
+def error_response(error: Exception) -> Response:
+    """Return the answer to an error; one that nobody foresaw is logged here, once, and tells nothing."""
+    known = translate(error)
+    if known is None:
+        logger.error("unexpected error", exc_info=error)
+        return respond_error(500, [describe(errors.AppError())])
+    status = category(known)[0]
+    if status >= 500:
+        logger.warning("request failed: %s", known.code, extra={"cause": type(known.__cause__ or known).__name__})
+    return respond_error(status, [describe(known)], headers=_headers(status, known))
+
+
+async def _on_app_error(_: Request, error: Exception) -> Response:
+    return error_response(error)
+
+
+async def _on_validation_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    problems = error.errors()
+    if any(problem["type"] == "json_invalid" for problem in problems):
+        return error_response(errors.BadRequest("The body is not valid JSON."))
+    return respond_error(422, validation_errors(problems))
+
+
+async def _on_http_exception(_: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    code = _BY_STATUS.get(error.status_code, "error")
+    message = "Not found." if error.status_code == 404 else str(error.detail)
+    item = {"error": code, "message": message, "details": {}}
+    return respond_error(error.status_code, [item], headers=dict(error.headers or {}))
+
+
+def install_error_handlers(app: FastAPI) -> None:
+    """Register the handlers. What passes them all is caught by the outermost middleware, through `error_response`."""
+    app.add_exception_handler(errors.AppError, _on_app_error)
+    app.add_exception_handler(RequestValidationError, _on_validation_error)
+    app.add_exception_handler(HTTPException, _on_http_exception)

@@ -1,0 +1,89 @@
+"""Who is asking, in which workspace. A `Scope` is built only from a verified credential."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Annotated, Protocol
+from uuid import UUID
+
+from fastapi import Depends, Request
+from fastapi.security import HTTPBearer
+
+from parley.core.logging import bind_log_context
+
+
+class Role(StrEnum):
+    """What a member may do; a later one may all that an earlier one may."""
+
+    VIEWER = "viewer"
+    MEMBER = "member"
+    ADMIN = "admin"
+    OWNER = "owner"
+
+    def at_least(self, other: "Role") -> bool:
+        """Whether this role has the rights of the other one."""
+        order = list(Role)
+        return order.index(self) >= order.index(other)
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """The workspace, user and role that a piece of work runs as.
+
+    `subject` is the credential's own `sub`: for our tokens the user's id as text.
+    """
+
+    workspace_id: UUID
+    user_id: UUID
+    role: Role
+    session_id: UUID | None = None
+    subject: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Credential:
+    """A scope and until when it holds. `expires_at` is in seconds since 1970."""
+
+    scope: Scope
+    expires_at: float
+
+
+class Authenticator(Protocol):
+    """Turns credentials into scopes; identity provides it, everything else only asks."""
+
+    async def authenticate(self, token: str) -> Credential:
+        """Verify a bearer token, its session and its membership. Raises `Unauthenticated`."""
+        ...
+
+    async def reauthenticate(self, scope: Scope) -> Credential:
+        """Check that a scope that was verified before still holds. Raises `Unauthenticated`."""
+        ...
+
+
+# Only for the schema and the padlock in /docs: the header is read by `current_scope` itself, which must
+# answer 401 and not 403, and 401 too for a header that is not even text.
+_bearer = HTTPBearer(auto_error=False, scheme_name="bearer", description="An access token from sign-up or sign-in.")
+
+
+def bearer_token(header: str | None) -> str | None:
+    """Return the token of an Authorization header, or None when there is none to speak of."""
+    if not header:
+        return None
+    scheme, _, token = header.partition(" ")
+    return token.strip() or None if scheme.lower() == "bearer" else None
+
+
+async def current_scope(request: Request) -> Scope:
+    """Return the caller's scope, or raise `Unauthenticated`."""
+    authenticator: Authenticator = request.app.state.authenticator
+    credential = await authenticator.authenticate(bearer_token(request.headers.get("authorization")) or "")
+    bind_log_context(workspace_id=str(credential.scope.workspace_id), user_id=str(credential.scope.user_id))
+    return credential.scope
+
+
+async def _documented_scope(
+    scope: Annotated[Scope, Depends(current_scope)], _: Annotated[object, Depends(_bearer)]
+) -> Scope:
+    return scope
+
+
+CurrentScope = Annotated[Scope, Depends(_documented_scope)]

@@ -1,0 +1,276 @@
+"""Settings: read from `.env` files and the environment, checked before anything starts.
+
+`.env`, `.env.local`, `.env.{environment}` and the environment are read in that order, a later one wins. Nothing
+reads the environment but this file; `load_settings` builds one object and the shell hands it down.
+"""
+
+import os
+from collections.abc import Mapping
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+from dotenv import dotenv_values
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
+
+from parley.core.paths import project_path
+
+EMBEDDED = "embedded"
+
+
+class Environment(StrEnum):
+    """Which rules hold."""
+
+    DEVELOPMENT = "development"
+    TESTING = "testing"
+    PRODUCTION = "production"
+
+
+class SettingsInvalid(Exception):
+    """The settings cannot be used; the message says which and what to do."""
+
+
+class _Group(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class DatabaseSettings(_Group):
+    """PostgreSQL. Without `url` the embedded server is used (production must say `embedded`)."""
+
+    url: str | None = Field(default=None, description="Requests, as the role parley_app; `embedded` for our own server")
+    system_url: str | None = Field(default=None, description="The system role parley_system")
+    owner_url: str | None = Field(default=None, description="Migrations, as parley_owner")
+    direct_url: str | None = Field(
+        default=None, description="Unpooled, as parley_system: tick writer and advisory locks. Set: `url` is a pooler"
+    )
+    pool_size: int = Field(default=10, ge=1, le=200)
+    system_pool_size: int = Field(default=4, ge=1, le=50)
+    connect_timeout_s: float = Field(default=3, gt=0)
+    statement_timeout_s: float = Field(default=10, gt=0)
+
+
+class AuthSettings(_Group):
+    """Credentials and how long they live."""
+
+    access_token_minutes: int = Field(default=15, ge=1, le=1440)
+    refresh_idle_days: int = Field(default=7, ge=1, le=90)
+    refresh_absolute_days: int = Field(default=30, ge=1, le=365)
+    refresh_grace_s: int = Field(default=30, ge=0, le=300)
+    session_cache_s: float = Field(default=30, ge=0, le=30)
+    password_scheme: Literal["argon2", "bcrypt"] = "argon2"  # noqa: S105 - an algorithm
+    password_min_length: int = Field(default=8, ge=8, le=64)
+    password_workers: int = Field(default=2, ge=1, le=64)
+    password_queue: int = Field(default=64, ge=1, le=10_000)
+
+
+class LlmSettings(_Group):
+    """Models and prompts."""
+
+    registry: Path = Field(default_factory=lambda: project_path("llm_registry.yaml"))
+    prompts: Path = Field(default_factory=lambda: project_path("prompts"))
+    max_steps: int = Field(default=8, ge=1, le=50, description="Model calls that one reply may make")
+    tool_timeout_s: float = Field(default=30, gt=0)
+
+
+class RealtimeSettings(_Group):
+    """The socket and the log; the numbers are those of docs/protocol.md."""
+
+    tick_ms: int = Field(default=40, ge=0, le=1000)
+    ring_events: int = Field(default=512, ge=0, description="0 keeps no ring: every event is read from PostgreSQL")
+    ring_bytes: int = Field(default=256 * 1024, ge=0)
+    heartbeat_s: float = Field(default=30, gt=0)
+    hello_timeout_s: float = Field(default=5, gt=0)
+    silence_timeout_s: float = Field(default=75, gt=0)
+    ack_window_bytes: int = Field(default=256 * 1024, ge=1024)
+    ack_timeout_s: float = Field(default=30, gt=0)
+    replay_events: int = Field(default=1000, ge=1)
+    replay_bytes: int = Field(default=1024 * 1024, ge=1024)
+    lag_events: int = Field(default=2000, ge=1)
+    frame_bytes: int = Field(default=64 * 1024, ge=1024)
+    subscriptions: int = Field(default=200, ge=1)
+    connections_per_user: int = Field(default=32, ge=1)
+    connections: int = Field(default=12_000, ge=1)
+    frames_per_s: int = Field(default=20, ge=1)
+    frames_burst: int = Field(default=60, ge=1)
+    poll_s: float = Field(default=1, gt=0)
+    lease_s: float = Field(default=10, gt=0)
+    ticket_s: int = Field(default=30, ge=1)
+    drain_s: float = Field(default=60, ge=0, description="How long running replies may go on after a SIGTERM")
+
+
+class LogSettings(_Group):
+    """Where logs go. Files are JSON lines below the data directory, the console is for people in development."""
+
+    level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    console: Literal["auto", "text", "json"] = "auto"
+    files: bool = True
+
+
+def _split(value: object) -> object:
+    return [item.strip() for item in value.split(",") if item.strip()] if isinstance(value, str) else value
+
+
+class Settings(BaseSettings):
+    """Everything that can be set. The class per environment holds the defaults and the refusals."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="PARLEY_", env_nested_delimiter="_", env_nested_max_split=1, extra="ignore", env_ignore_empty=True
+    )
+
+    env: Environment = Environment.DEVELOPMENT
+    host: str = "127.0.0.1"
+    port: int = Field(default=3000, ge=0, le=65535)
+    public_url: str = ""
+    data_dir: Path = Path(".parley")
+    secret_key: Annotated[list[SecretStr], NoDecode] = Field(default_factory=list)
+    cors_origins: Annotated[list[str], NoDecode] = Field(default_factory=list)
+    redis_url: str | None = None
+    role: Literal["all", "web", "gen"] = "all"
+    workers: int = Field(default=1, ge=1, le=64)
+    issuers: str | None = None
+    jobs: Literal["inprocess", "celery"] = "inprocess"
+    rate_limits: Literal["on", "off"] = "on"
+    body_bytes: int = Field(default=1024 * 1024, ge=1024)
+
+    database: DatabaseSettings = Field(default_factory=DatabaseSettings)
+    auth: AuthSettings = Field(default_factory=AuthSettings)
+    llm: LlmSettings = Field(default_factory=LlmSettings)
+    realtime: RealtimeSettings = Field(default_factory=RealtimeSettings)
+    log: LogSettings = Field(default_factory=LogSettings)
+
+    _environ: dict[str, str] = PrivateAttr(default_factory=dict)
+
+    @field_validator("cors_origins", "secret_key", mode="before")
+    @classmethod
+    def _comma_separated(cls, value: object) -> object:
+        return _split(value)
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _exact_origins(cls, value: list[str]) -> list[str]:
+        for origin in value:
+            parts = urlsplit(origin)
+            if parts.scheme not in {"http", "https"} or not parts.netloc or parts.path or "*" in origin:
+                raise ValueError("each origin is exact, like https://app.example.com: no path, no wildcard")
+        return value
+
+    @property
+    def environ(self) -> Mapping[str, str]:
+        """The environment that the settings were read from, with the `.env` files under it: provider keys are there."""
+        return self._environ
+
+    @property
+    def is_production(self) -> bool:
+        """Whether the strict rules hold."""
+        return self.env is Environment.PRODUCTION
+
+    @property
+    def base_url(self) -> str:
+        """The address that people reach the server at."""
+        host = "localhost" if self.host in {"127.0.0.1", "0.0.0.0", "::"} else self.host  # noqa: S104 - compared, not bound
+        return self.public_url.rstrip("/") or f"http://{host}:{self.port}"
+
+    @property
+    def uses_embedded_postgres(self) -> bool:
+        """Whether we start PostgreSQL ourselves."""
+        return self.database.url in {None, EMBEDDED}
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],  # noqa: ARG003 - the base class's
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - as above
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """The environment beats the files; an argument beats both."""
+        return (init_settings, env_settings, dotenv_settings)
+
+    def refusals(self) -> list[str]:
+        """Return why these settings must not serve; empty when they may."""
+        problems = []
+        if self.role != "all":
+            problems.append("PARLEY_ROLE: this version runs the role `all` only")
+        if self.workers != 1:
+            problems.append("PARLEY_WORKERS: this version runs one process; set it to 1")
+        if self.jobs != "inprocess":
+            problems.append("PARLEY_JOBS: this version has no Celery yet; leave it out")
+        return problems
+
+
+class DevelopmentSettings(Settings):
+    """A person at a machine: everything works without being set."""
+
+
+class TestingSettings(Settings):
+    """The test suite: no files in the log, quick passwords stay real."""
+
+    env: Environment = Environment.TESTING
+
+
+class ProductionSettings(Settings):
+    """Open to the world: refuses what is unset, weak or a sample."""
+
+    env: Environment = Environment.PRODUCTION
+    host: str = "0.0.0.0"  # noqa: S104 - a container's port is published on purpose
+
+    def refusals(self) -> list[str]:
+        """Return what production does not take."""
+        problems = super().refusals()
+        if not self.secret_key:
+            problems.append("PARLEY_SECRET_KEY is not set: make one with `openssl rand -base64 48`")
+        for key in self.secret_key:
+            text = key.get_secret_value()
+            if len(text) < 32 or len(set(text)) < 10 or "change" in text.lower() or "secret" in text.lower():
+                problems.append("PARLEY_SECRET_KEY is too weak or a sample: at least 32 random characters")
+        if not self.public_url:
+            problems.append("PARLEY_PUBLIC_URL is not set: mail links, cookies and the Origin check need it")
+        if self.database.url is None:
+            problems.append("PARLEY_DATABASE_URL is not set: name a PostgreSQL, or say `embedded`")
+        elif not self.uses_embedded_postgres and not (self.database.system_url and self.database.owner_url):
+            problems.append("PARLEY_DATABASE_SYSTEM_URL and PARLEY_DATABASE_OWNER_URL are needed in production")
+        if self.rate_limits == "off":
+            problems.append("PARLEY_RATE_LIMITS=off is for load tests, not for production")
+        return problems
+
+
+_CLASSES: dict[Environment, type[Settings]] = {
+    Environment.DEVELOPMENT: DevelopmentSettings,
+    Environment.TESTING: TestingSettings,
+    Environment.PRODUCTION: ProductionSettings,
+}
+
+
+def _files(directory: Path, environment: str) -> tuple[Path, ...]:
+    return (directory / ".env", directory / ".env.local", directory / f".env.{environment}")
+
+
+def load_settings(directory: Path | None = None, **overrides: Any) -> Settings:
+    """Read the settings, or raise `SettingsInvalid` naming every setting that does not hold and never its value."""
+    directory = directory or Path.cwd()
+    named = str(overrides.get("env") or os.environ.get("PARLEY_ENV") or "")
+    if not named:
+        layers = [dotenv_values(path) for path in _files(directory, "development")[:2] if path.is_file()]
+        named = next((str(layer["PARLEY_ENV"]) for layer in reversed(layers) if layer.get("PARLEY_ENV")), "development")
+    try:
+        environment = Environment(named)
+    except ValueError:
+        raise SettingsInvalid("PARLEY_ENV must be development, testing or production") from None
+    files = _files(directory, environment)
+    overrides["env"] = environment
+    try:
+        settings = _CLASSES[environment](_env_file=files, **overrides)
+    except ValidationError as error:
+        lines = [f"PARLEY_{'_'.join(str(p) for p in e['loc']).upper()}: {e['msg']}" for e in error.errors()]
+        raise SettingsInvalid("These settings are not valid:\n  " + "\n  ".join(lines)) from None
+    environ: dict[str, str] = {}
+    for path in files:
+        if path.is_file():
+            environ |= {key: value for key, value in dotenv_values(path).items() if value is not None}
+    settings._environ = environ | dict(os.environ)
+    if problems := settings.refusals():
+        raise SettingsInvalid("These settings cannot be used:\n  " + "\n  ".join(problems))
+    return settings

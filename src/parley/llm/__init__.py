@@ -1,0 +1,1 @@
+"""Language models: one port, one adapter per dialect, a registry read from a file."""

@@ -1,0 +1,1 @@
+"""One adapter per dialect. Vendor protocols and their errors end here."""

@@ -1,0 +1,1 @@
+"""Live channels: the log in PostgreSQL, what is generated into it, and the socket that shows it."""

@@ -1,0 +1,147 @@
+"""From a TCP connection to a client that is known: Origin, subprotocol, `hello`, credential."""
+
+import asyncio
+import logging
+import secrets
+from urllib.parse import urlsplit
+
+from starlette.types import Message, Receive, Send
+from starlette.types import Scope as AsgiScope
+
+from parley.core.errors import AppError, Unauthenticated, Unavailable
+from parley.core.logging import log_context
+from parley.core.scope import Credential
+from parley.realtime import frames
+from parley.realtime.connection import Closing, Connection
+from parley.realtime.frames import BadFrame, Close
+from parley.realtime.service import Realtime
+
+logger = logging.getLogger(__name__)
+
+_LOOPBACK = {"localhost", "127.0.0.1", "[::1]", "::1"}
+
+
+def origin_allowed(realtime: Realtime, origin: str | None) -> bool:
+    """Whether a browser page may open the socket. Without an Origin it is no browser: the credential is in `hello`."""
+    if origin is None or origin in realtime.origins:
+        return True
+    if not realtime.allow_loopback_origins:
+        return False
+    try:
+        parts = urlsplit(origin)
+        return parts.scheme in {"http", "https"} and parts.hostname in _LOOPBACK
+    except ValueError:
+        return False
+
+
+class RealtimeEndpoint:
+    """`GET /api/v1/realtime` as a plain ASGI application: nothing between the frames and the server."""
+
+    async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
+        """Serve one connection."""
+        realtime: Realtime = scope["app"].state.realtime
+        await receive()  # websocket.connect
+        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+        if not origin_allowed(realtime, headers.get("origin")):
+            # Before accept: the browser gets a 403 and no socket.
+            await send({"type": "websocket.close", "code": Close.FORBIDDEN})
+            return
+        if frames.SUBPROTOCOL not in scope["subprotocols"]:
+            await send({"type": "websocket.accept"})
+            await send({"type": "websocket.close", "code": Close.WRONG_SUBPROTOCOL, "reason": "speak parley.v1"})
+            return
+        await send({"type": "websocket.accept", "subprotocol": frames.SUBPROTOCOL})
+        id_ = f"c_{secrets.token_hex(8)}"
+        with log_context(connection_id=id_):
+            try:
+                closing = await self._serve(realtime, receive, send, id_)
+            except Closing as refused:
+                closing = refused
+            except asyncio.CancelledError:
+                raise
+            except Exception:
+                logger.exception("connection failed")
+                closing = Closing(Close.SERVER_ERROR, "internal")
+            logger.info("socket closed", extra={"code": closing.code, "reason": closing.reason})
+            if closing.reason != "client":
+                await _close(send, closing)
+
+    async def _serve(self, realtime: Realtime, receive: Receive, send: Send, id_: str) -> Closing:
+        hello = await self._hello(realtime, receive, send)
+        if hello.v != frames.VERSION:
+            raise Closing(Close.WRONG_SUBPROTOCOL, "unknown protocol version")
+        credential = await self._credential(realtime, hello, send)
+        user = credential.scope.user_id
+        if len(realtime.connections) >= realtime.settings.connections:
+            raise Closing(Close.OVERLOADED, "too many connections")
+        if realtime.per_user.get(user, 0) >= realtime.settings.connections_per_user:
+            await _say(
+                send, frames.error("rate_limited", "Too many connections.", retry="backoff", retry_after_ms=5000)
+            )
+            raise Closing(Close.TOO_MANY, "too many connections")
+        connection = Connection(realtime, credential, receive, send, id=id_)
+        realtime.connections.add(connection)
+        realtime.per_user[user] = realtime.per_user.get(user, 0) + 1
+        try:
+            with log_context(user_id=str(user), workspace_id=str(credential.scope.workspace_id)):
+                return await connection.run(hello)
+        finally:
+            realtime.connections.discard(connection)
+            realtime.per_user[user] -= 1
+            if not realtime.per_user[user]:
+                del realtime.per_user[user]
+
+    async def _hello(self, realtime: Realtime, receive: Receive, send: Send) -> frames.Hello:
+        bad = 0
+        try:
+            async with asyncio.timeout(realtime.settings.hello_timeout_s):
+                while True:
+                    text = _text(await receive())
+                    try:
+                        frame = frames.parse(text)
+                    except BadFrame as error:
+                        bad += 1
+                        await _say(send, frames.error("bad_frame", error.reason, id=error.id))
+                        if bad >= 3:
+                            raise Closing(Close.BAD_FRAMES, "too many bad frames") from None
+                        continue
+                    if isinstance(frame, frames.Hello):
+                        return frame
+                    await _say(send, frames.error("unauthenticated", "The first frame is hello."))
+                    raise Closing(Close.UNAUTHENTICATED, "the first frame is hello")
+        except TimeoutError:
+            raise Closing(Close.NO_HELLO, "no hello in time") from None
+
+    async def _credential(self, realtime: Realtime, hello: frames.Hello, send: Send) -> Credential:
+        try:
+            return await realtime.authenticate(hello.auth)
+        except Unauthenticated as error:
+            await _say(send, frames.error("unauthenticated", error.detail))
+            raise Closing(Close.UNAUTHENTICATED, "unauthenticated") from None
+        except Unavailable as error:
+            await _say(send, frames.error("unavailable", error.detail, retry="backoff"))
+            raise Closing(Close.OVERLOADED, "unavailable") from None
+        except AppError as error:
+            raise Closing(Close.RETRY, error.code) from None
+
+
+def _text(message: Message) -> str:
+    if message["type"] == "websocket.disconnect":
+        raise Closing(message.get("code") or Close.NORMAL, "client")
+    text = message.get("text")
+    if text is None:
+        raise Closing(Close.BINARY, "binary frames are not taken")
+    if len(text.encode("utf-8", "replace")) > frames.HELLO_BYTES:
+        raise Closing(Close.TOO_BIG, "frame too large before welcome")
+    return str(text)
+
+
+async def _say(send: Send, text: str) -> None:
+    await send({"type": "websocket.send", "text": text})
+
+
+async def _close(send: Send, closing: Closing) -> None:
+    try:
+        await send({"type": "websocket.close", "code": closing.code, "reason": closing.reason[:120]})
+    except (RuntimeError, OSError) as error:
+        logger.debug("peer was gone before the close", extra={"cause": type(error).__name__})

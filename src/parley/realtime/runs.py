@@ -1,0 +1,171 @@
+"""Run records: who generates a reply, and whether they still may.
+
+A process is alive while it holds a session advisory lock; the lock goes with the process, `kill -9` included. A run
+belongs to `owner` under a `fence`: claiming it raises the fence, and the former owner's next tick appends nothing.
+"""
+
+import secrets
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+import orjson
+
+from parley.core.db import UnitOfWork
+from parley.core.scope import Role, Scope
+from parley.realtime.events import DELTA, Channel
+
+LOCK_CLASS = 0x7061726C  # "parl": the class of our processes' advisory locks
+
+TERMINAL = frozenset({"completed", "failed", "cancelled"})
+
+_CLAIM = """
+    UPDATE replies SET status = 'streaming', owner = $3, fence = fence + 1, attempt = attempt + 1,
+        lease_until = now() + make_interval(secs => $4)
+    WHERE workspace_id = $1 AND id = $2 AND status IN ('queued', 'streaming') AND fence = $5
+    RETURNING id, workspace_id, channel, user_id, question_id, options, fence, attempt, appended, start_seq,
+              cancel_requested, cancelled_by
+"""
+_ORPHANS = """
+    SELECT r.workspace_id, r.id, r.fence, r.status, r.channel, r.user_id, m.role FROM replies r
+    LEFT JOIN memberships m ON m.workspace_id = r.workspace_id AND m.user_id = r.user_id
+    WHERE r.status IN ('queued', 'streaming') AND r.owner IS DISTINCT FROM $1
+      AND NOT EXISTS (SELECT 1 FROM pg_locks l WHERE l.locktype = 'advisory' AND l.classid = $2::bigint::oid
+                      AND l.objid = r.owner::oid AND l.objsubid = 2 AND l.granted)
+    ORDER BY r.status DESC, r.id LIMIT 200
+"""
+
+
+def new_owner() -> int:
+    """Return the number of a process: what its advisory lock is taken on."""
+    return secrets.randbelow(2**31 - 1) + 1
+
+
+async def hold_process_lock(connection: asyncpg.Connection, owner: int) -> None:
+    """Say that this process lives, for as long as the connection does."""
+    await connection.execute("SELECT pg_advisory_lock($1::int, $2::int)", LOCK_CLASS, owner)
+
+
+class Run:
+    """A reply that this process generates: its place in the log and what is not yet written of it.
+
+    Not thread-safe; the generator emits, the tick writer takes.
+    """
+
+    __slots__ = (
+        "_last_delta", "appended", "attempt", "buffer", "buffered", "cancelled", "channel", "fence",
+        "finishing", "lost", "on_signal", "options", "question_id", "renewed", "reply_id", "scope", "start_seq",
+        "visible",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        *,
+        scope: Scope,
+        reply_id: UUID,
+        question_id: UUID,
+        channel: Channel,
+        fence: int,
+        attempt: int = 1,
+        appended: int = 0,
+        start_seq: int = 0,
+        options: dict[str, Any] | None = None,
+    ) -> None:
+        self.scope = scope
+        self.reply_id = reply_id
+        self.question_id = question_id
+        self.channel = channel
+        self.fence = fence
+        self.attempt = attempt
+        self.appended = appended
+        self.start_seq = start_seq
+        self.options = options or {}
+        self.buffer: list[tuple[str, Any]] = []
+        self.buffered = 0
+        self.renewed = 0.0
+        self.visible = False
+        self.cancelled = False
+        self.lost = False
+        self.finishing = False
+        self.on_signal: Callable[[], None] | None = None
+        self._last_delta: dict[str, Any] | None = None
+
+    def signal(self, *, cancelled: bool = False, lost: bool = False, stopped: bool = False) -> None:
+        """Tell the generator to stop: someone cancelled the reply, it is another process's now, or we shut down."""
+        news = (cancelled and not self.cancelled) or (lost and not self.lost) or stopped
+        self.cancelled |= cancelled
+        self.lost |= lost
+        if news and self.on_signal:
+            self.on_signal()
+
+    def emit(self, e: str, d: dict[str, Any]) -> None:
+        """Add an event to the next tick."""
+        self._last_delta = None
+        self.buffer.append((e, d))
+
+    def emit_delta(self, part: int, off: int, text: str) -> None:
+        """Add text to the next tick; all of a part's text between two ticks is one event."""
+        self.buffered += len(text)
+        last = self._last_delta
+        if last is not None and last["part"] == part:
+            last["x"] += text
+            return
+        self._last_delta = {"reply": str(self.reply_id), "part": part, "off": off, "x": text}
+        self.buffer.append((DELTA, self._last_delta))
+
+    def take(self) -> list[tuple[str, str]]:
+        """Return what is to be written, encoded, and start anew."""
+        taken, self.buffer, self._last_delta, self.buffered = self.buffer, [], None, 0
+        return [(e, orjson.dumps(d, default=str).decode()) for e, d in taken]
+
+
+@dataclass(frozen=True, slots=True)
+class Orphan:
+    """An open reply whose process is gone. `scope` is that of the user who asked."""
+
+    reply_id: UUID
+    fence: int
+    status: str
+    channel: Channel
+    scope: Scope
+
+
+async def claim(
+    unit: UnitOfWork, scope: Scope, reply_id: UUID, *, owner: int, fence: int, lease_s: float
+) -> Run | None:
+    """Take a reply over, if its fence is still the one that was seen. The former owner is fenced by this."""
+    connection = await unit.driver()
+    row = await connection.fetchrow(_CLAIM, scope.workspace_id, reply_id, owner, lease_s, fence)
+    if row is None:
+        return None
+    run = Run(
+        scope=scope,
+        reply_id=row["id"],
+        question_id=row["question_id"],
+        channel=Channel(row["workspace_id"], row["channel"], row["channel"]),
+        fence=row["fence"],
+        attempt=row["attempt"],
+        appended=row["appended"],
+        start_seq=row["start_seq"],
+        options=orjson.loads(row["options"]),
+    )
+    run.cancelled = row["cancel_requested"]
+    return run
+
+
+async def orphans(unit: UnitOfWork, *, owner: int) -> Sequence[Orphan]:
+    """Return open replies whose owner holds no lock any more, running ones first."""
+    connection = await unit.driver()
+    return [
+        Orphan(
+            reply_id=row["id"],
+            fence=row["fence"],
+            status=row["status"],
+            channel=Channel(row["workspace_id"], row["channel"], row["channel"]),
+            # Whoever has left the workspace may read no more, and what they asked is still brought to its end.
+            scope=Scope(row["workspace_id"], row["user_id"], Role(row["role"] or Role.VIEWER)),
+        )
+        for row in await connection.fetch(_ORPHANS, owner, LOCK_CLASS)
+    ]

@@ -1,0 +1,73 @@
+"""One-time tickets: how a browser gets on the socket without a token in a URL."""
+
+import base64
+import binascii
+import hashlib
+import secrets
+from datetime import timedelta
+from uuid import UUID
+
+from parley.core import clock
+from parley.core.db import Database
+from parley.core.errors import Unauthenticated
+from parley.core.scope import Authenticator, Credential, Role, Scope
+
+_PREFIX = "tk_"
+
+_STORE = """
+    INSERT INTO realtime_tickets (workspace_id, hash, user_id, session_id, expires_at) VALUES ($1, $2, $3, $4, $5)
+"""
+_TAKE = """
+    DELETE FROM realtime_tickets WHERE workspace_id = $1 AND hash = $2 RETURNING user_id, session_id, expires_at
+"""
+_SWEEP = "DELETE FROM realtime_tickets WHERE expires_at < now() - interval '1 minute'"
+
+
+class TicketInvalid(Unauthenticated):
+    """The ticket does not exist, was used or has expired: one answer for all."""
+
+    code = "unauthenticated"
+    message = "The ticket is not valid."
+
+
+class Tickets:
+    """Makes and takes tickets. A ticket names its workspace, where the look-up starts; only a hash of it is kept."""
+
+    def __init__(self, database: Database, authenticator: Authenticator, *, life_s: int) -> None:
+        self._database = database
+        self._authenticator = authenticator
+        self.life_s = life_s
+
+    async def issue(self, scope: Scope) -> str:
+        """Return a new ticket for the caller."""
+        secret = scope.workspace_id.bytes + secrets.token_bytes(32)
+        expires = clock.now() + timedelta(seconds=self.life_s)
+        async with self._database.unit_of_work(scope) as unit:
+            connection = await unit.driver()
+            digest = hashlib.sha256(secret).digest()
+            await connection.execute(_STORE, scope.workspace_id, digest, scope.user_id, scope.session_id, expires)
+        return _PREFIX + base64.urlsafe_b64encode(secret).decode()
+
+    async def redeem(self, ticket: str) -> Credential:
+        """Take a ticket, once. Raises `TicketInvalid`, also when its session has ended meanwhile."""
+        try:
+            secret = base64.b64decode(ticket.removeprefix(_PREFIX).encode(), altchars=b"-_", validate=True)
+        except (binascii.Error, ValueError):
+            raise TicketInvalid from None
+        if not ticket.startswith(_PREFIX) or len(secret) != 48:
+            raise TicketInvalid
+        workspace_id = UUID(bytes=secret[:16])
+        async with self._database.system_unit_of_work() as unit:
+            connection = await unit.driver()
+            row = await connection.fetchrow(_TAKE, workspace_id, hashlib.sha256(secret).digest())
+        if row is None or row["expires_at"] < clock.now():
+            raise TicketInvalid
+        return await self._authenticator.reauthenticate(
+            Scope(workspace_id, row["user_id"], Role.VIEWER, row["session_id"])
+        )
+
+    async def sweep(self) -> None:
+        """Remove tickets that nobody used."""
+        async with self._database.system_unit_of_work() as unit:
+            connection = await unit.driver()
+            await connection.execute(_SWEEP)

@@ -1,0 +1,1 @@
+"""Tasks: the first domain module, and the pattern for the next one."""

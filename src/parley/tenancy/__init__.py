@@ -1,0 +1,1 @@
+"""Workspaces and who belongs to them: the tenant that every other table hangs on."""

@@ -1,0 +1,37 @@
+"""What other modules ask of tenancy before there is a scope."""
+
+from uuid import UUID
+
+from sqlalchemy import ScalarSelect, Subquery
+
+from parley.core.db import UnitOfWork
+from parley.core.ids import new_id
+from parley.core.scope import Role
+from parley.tenancy.repository import NAME_LENGTH, UnscopedWorkspaceRepository, places
+from parley.tenancy.schemas import WorkspaceRead
+
+_SUFFIX = "'s workspace"
+
+
+def membership_places() -> Subquery:
+    """Return memberships with their workspaces' names, to be joined: `user_id, workspace_id, role, name`."""
+    return places()
+
+
+class UnscopedWorkspaces:
+    """Makes and finds workspaces for identity, inside its transaction of the system role."""
+
+    def __init__(self, unit: UnitOfWork) -> None:
+        self._repository = UnscopedWorkspaceRepository(unit)
+
+    async def create_personal(self, owner_id: UUID, *, owner_name: str) -> WorkspaceRead:
+        """Make a new user's own workspace."""
+        workspace_id = new_id()
+        name = owner_name[: NAME_LENGTH - len(_SUFFIX)].rstrip() + _SUFFIX
+        await self._repository.add(id=workspace_id, name=name, owner_id=owner_id, personal=True)
+        return WorkspaceRead(id=workspace_id, name=name, role=Role.OWNER)
+
+    async def find_home(self, user_id: UUID, *, preferred: ScalarSelect[UUID]) -> WorkspaceRead | None:
+        """Return where a user starts; None when every membership is gone."""
+        row = await self._repository.find_home(user_id, preferred=preferred)
+        return WorkspaceRead.model_validate(dict(row)) if row is not None else None

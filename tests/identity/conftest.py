@@ -1,0 +1,54 @@
+"""Identity on a fresh database, without HTTP."""
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+
+import pytest
+from sqlalchemy import event
+
+from parley.core.db import Database
+from parley.core.settings import Settings
+from parley.identity.schemas import TokenAnswer
+from parley.identity.service import IdentityService
+from parley.identity.setup import Identity, build_identity
+
+SECRET = "the key of these tests, long enough"
+PASSWORD = "correct horse 1"
+
+
+@pytest.fixture
+async def identity(database: Database, settings: Settings) -> AsyncIterator[Identity]:
+    made = build_identity(database, settings, (SECRET,))
+    yield made
+    await made.close()
+
+
+@pytest.fixture
+def service(identity: Identity) -> IdentityService:
+    return identity.service
+
+
+@pytest.fixture
+async def ada(service: IdentityService) -> TokenAnswer:
+    return await service.sign_up(email="ada@example.com", password=PASSWORD)
+
+
+class Statements(list[str]):
+    """The statements that were sent, without BEGIN and COMMIT."""
+
+
+@contextmanager
+def statements(database: Database) -> Iterator[Statements]:
+    """Record what either role sends inside the block, the binding of the workspace left out."""
+    sent = Statements()
+
+    def record(_c: object, _cursor: object, statement: str, *_: object) -> None:
+        if "set_config" not in statement:
+            sent.append(statement)
+
+    engines = [database.app.sync_engine, database.system.sync_engine]
+    for engine in engines:
+        event.listen(engine, "before_cursor_execute", record)
+    yield sent
+    for engine in engines:
+        event.remove(engine, "before_cursor_execute", record)

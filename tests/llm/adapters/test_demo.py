@@ -1,0 +1,155 @@
+import time
+
+import orjson
+import pytest
+from tests.llm.calls import asking, collect, text_of
+
+from parley.llm.adapters.demo import MAX_REPEATS, DemoModel
+from parley.llm.ports import (
+    Finish,
+    FinishReason,
+    ModelMessage,
+    ModelRequest,
+    TextChunk,
+    TextPart,
+    ToolCallChunk,
+    ToolCallPart,
+    ToolResultPart,
+    ToolSpec,
+    UsageChunk,
+)
+from parley.llm.registry import ModelEntry
+
+TOOLS = tuple(ToolSpec(name, "", {"type": "object"}) for name in ("add_task", "list_tasks", "complete_task"))
+
+
+@pytest.fixture
+def model() -> DemoModel:
+    return DemoModel(
+        ModelEntry(
+            id="demo",
+            provider="demo",
+            kind="demo",
+            name="demo",
+            max_output_tokens=MAX_REPEATS,
+            parameters={"delay_ms": "0"},
+        )
+    )
+
+
+async def test_it_says_that_no_provider_is_configured(model: DemoModel) -> None:
+    chunks = await collect(model.stream(asking("hello  there")))
+    assert text_of(chunks) == "I am Parley's demo model: no provider is configured. You said: hello there"
+    assert sum(isinstance(chunk, TextChunk) for chunk in chunks) == 13
+    assert chunks[-2:] == [UsageChunk(input_tokens=2, output_tokens=13), Finish(FinishReason.STOP)]
+    assert await collect(model.stream(asking("hello  there"))) == chunks
+
+
+async def test_a_long_message_is_not_said_again_in_full(model: DemoModel) -> None:
+    text = text_of(await collect(model.stream(asking("word " * 6000))))
+    assert text.endswith("…")
+    assert len(text) < 1000
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "arguments"),
+    [
+        ("add task buy milk", "add_task", {"title": "buy milk"}),
+        ("Add a task: buy milk ", "add_task", {"title": "buy milk"}),
+        ("list tasks", "list_tasks", {}),
+        ("List my tasks!", "list_tasks", {}),
+        ("complete task buy milk", "complete_task", {"task": "buy milk"}),
+    ],
+)
+async def test_it_calls_the_tool_that_the_user_asks_for(
+    model: DemoModel, text: str, name: str, arguments: dict[str, str]
+) -> None:
+    chunks = await collect(model.stream(asking(text, tools=TOOLS)))
+    call = chunks[0]
+    assert isinstance(call, ToolCallChunk)
+    assert (call.name, call.arguments, orjson.loads(call.raw)) == (name, arguments, arguments)
+    assert chunks[-1] == Finish(FinishReason.TOOL_CALLS)
+    # Without that tool on offer it only talks.
+    assert "no provider" in text_of(await collect(model.stream(asking(text))))
+
+
+@pytest.mark.parametrize("text", ["please add task", "add taskforce", "what tasks?"])
+async def test_other_words_call_no_tool(model: DemoModel, text: str) -> None:
+    assert not any(isinstance(chunk, ToolCallChunk) for chunk in await collect(model.stream(asking(text, tools=TOOLS))))
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "content", "failed", "sentence"),
+    [
+        (
+            "add_task",
+            {"title": "buy milk"},
+            '{"id": "1", "title": "Buy milk"}',
+            False,
+            'Done: added the task "Buy milk".',
+        ),
+        ("add_task", {"title": "buy milk"}, '{"task": {"title": "x"}}', False, 'Done: added the task "x".'),
+        ("add_task", {"title": "buy milk"}, "ok", False, 'Done: added the task "buy milk".'),
+        (
+            "add_task",
+            {"title": ""},
+            '{"error": "invalid", "message": "no title"}',
+            False,
+            "That did not work: no title",
+        ),
+        ("add_task", {"title": ""}, "no title", True, "That did not work: no title"),
+        ("complete_task", {"task": "milk"}, '{"title": "Buy milk"}', False, 'Done: completed the task "Buy milk".'),
+        ("list_tasks", {}, '{"tasks": []}', False, "You have no tasks."),
+        ("list_tasks", {}, '[{"title": "a"}]', False, "You have 1 task: a."),
+        (
+            "list_tasks",
+            {},
+            '{"tasks": [{"title": "a"}, {"title": "b", "completed": true}], "total": 2}',
+            False,
+            "You have 2 tasks: a; b (done).",
+        ),
+        ("other", {}, "42", False, "The tool other answered: 42"),
+    ],
+)
+async def test_it_tells_what_a_tool_did(
+    *, model: DemoModel, name: str, arguments: dict[str, str], content: str, failed: bool, sentence: str
+) -> None:
+    request = ModelRequest(
+        (
+            ModelMessage("user", (TextPart("add task buy milk"),)),
+            ModelMessage("assistant", (ToolCallPart("c1", name, arguments),)),
+            ModelMessage("tool", (ToolResultPart("c1", name, content, failed=failed),)),
+        ),
+        tools=TOOLS,
+    )
+    chunks = await collect(model.stream(request))
+    assert text_of(chunks) == sentence
+    assert chunks[-1] == Finish(FinishReason.STOP)
+
+
+async def test_call_ids_differ_within_a_conversation(model: DemoModel) -> None:
+    first = ModelMessage("user", (TextPart("list tasks"),))
+    made = ModelMessage("assistant", (ToolCallPart("demo_1", "list_tasks", {}),))
+    told = ModelMessage("tool", (ToolResultPart("demo_1", "list_tasks", "[]"),))
+    chunks = await collect(model.stream(ModelRequest((first, made, told, first), tools=TOOLS)))
+    assert isinstance(chunks[0], ToolCallChunk)
+    assert chunks[0].call_id == "demo_2"
+
+
+async def test_repeat_streams_numbered_words(model: DemoModel) -> None:
+    chunks = await collect(model.stream(asking("repeat 3 tick")))
+    assert [chunk.text for chunk in chunks if isinstance(chunk, TextChunk)] == ["tick1", " tick2", " tick3"]
+    many = await collect(model.stream(asking("repeat 999999 x", max_output_tokens=10_000)))
+    assert sum(isinstance(chunk, TextChunk) for chunk in many) == MAX_REPEATS
+
+
+async def test_the_bound_ends_an_answer(model: DemoModel) -> None:
+    chunks = await collect(model.stream(asking("repeat 30 tick", max_output_tokens=5)))
+    assert text_of(chunks) == "tick1 tick2 tick3 tick4 tick5"
+    assert chunks[-1] == Finish(FinishReason.LENGTH)
+
+
+async def test_the_pause_between_words(model: DemoModel) -> None:
+    began_at = time.monotonic()
+    await collect(model.stream(asking("repeat 6 x", parameters={"delay_ms": 10})))
+    assert 0.05 <= time.monotonic() - began_at < 0.5

@@ -1,0 +1,85 @@
+"""The tests and benchmarks rest on this server, so it is tested too."""
+
+import asyncio
+import sys
+import time
+
+import httpx
+import pytest
+from benchmarks.fake_provider import FakeProvider, Plan, script
+from tests.llm.calls import KINDS, Kind, asking, collect, entry_for
+
+from parley.llm.factory import build_model
+from parley.llm.ports import TextChunk
+
+
+def test_the_script_depends_on_its_seed_alone_and_holds_other_scripts() -> None:
+    assert script(7, 500, 4) == script(7, 500, 4) != script(8, 500, 4)
+    text = "".join(script(7, 500, 4))
+    assert all(piece in text for piece in ("😀", "e\u0301", "שלום"))
+    assert 3 <= len(text) / 500 <= 6
+
+
+def test_a_plan_is_read_from_words_among_others() -> None:
+    plan = Plan.read('hello deltas=5 rate=2.5 x=y fail=die_at:3 tool=add:{"a":"b=c"} nothing', with_tools=True)
+    assert (plan.deltas, plan.rate, plan.fault, plan.tools) == (5, 2.5, ("die_at", 3), [("add", '{"a":"b=c"}')])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_stamps_let_a_reader_measure_each_delta(
+    kind: Kind, provider: FakeProvider, http: httpx.AsyncClient
+) -> None:
+    chunks = build_model(entry_for(kind, provider), http).stream(asking("deltas=20 rate=100 stamp=1"))
+    latencies_s = [
+        (time.monotonic_ns() - int(chunk.text.rstrip("|"))) / 1e9
+        async for chunk in chunks
+        if isinstance(chunk, TextChunk)
+    ]
+    assert len(latencies_s) == 20
+    assert 0 <= min(latencies_s) <= max(latencies_s) < 0.5
+
+
+async def test_the_rate_and_the_first_pause_are_kept(provider: FakeProvider, http: httpx.AsyncClient) -> None:
+    began_at = time.monotonic()
+    await collect(build_model(entry_for("openai", provider), http).stream(asking("deltas=21 rate=100 ttft=0.1")))
+    assert 0.29 <= time.monotonic() - began_at < 0.6
+
+
+async def test_a_call_that_does_not_stream_gets_one_body(provider: FakeProvider, http: httpx.AsyncClient) -> None:
+    body = {"messages": [{"role": "user", "content": "deltas=9 two"}]}
+    openai = (await http.post(f"{provider.url}/v1/chat/completions", json=body)).json()
+    anthropic = (await http.post(f"{provider.url}/v1/messages", json=body)).json()
+    text = "".join(script(1, 9, 4))
+    assert openai["choices"][0]["message"]["content"] == anthropic["content"][0]["text"] == text
+    assert (openai["usage"]["prompt_tokens"], openai["usage"]["completion_tokens"]) == (2, 9)
+
+
+async def test_it_tells_what_became_of_each_call(provider: FakeProvider, http: httpx.AsyncClient) -> None:
+    model = build_model(entry_for("openai", provider), http)
+    await collect(model.stream(asking("deltas=9")))
+    stopped = model.stream(asking("deltas=900 rate=100"))
+    assert isinstance(await anext(stopped), TextChunk)
+    await stopped.aclose()
+    await provider.ended(provider.requests[-1], 1)
+    whole, early = (await http.get(f"{provider.url}/_requests")).json()
+    assert (whole["deltas_sent"], whole["completed"], whole["closed_early"]) == (9, True, False)
+    assert (early["completed"], early["closed_early"]) == (False, True)
+    assert 1 <= early["deltas_sent"] < 900
+    assert early["closed_at"] >= early["began_at"]
+
+
+async def test_it_runs_as_a_process(http: httpx.AsyncClient) -> None:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "benchmarks.fake_provider", "--port", "0", stdout=asyncio.subprocess.PIPE
+    )
+    assert process.stdout is not None
+    try:
+        async with asyncio.timeout(20):
+            line = (await process.stdout.readline()).decode().split()
+        assert line[:2] == ["listening", "on"]
+        body = {"stream": True, "messages": [{"role": "user", "content": "deltas=3"}]}
+        response = await http.post(f"http://{line[2]}/v1/chat/completions", json=body)
+        assert response.text.endswith("data: [DONE]\n\n")
+    finally:
+        process.terminate()
+        await process.wait()

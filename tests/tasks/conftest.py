@@ -1,0 +1,140 @@
+"""Scopes without sign-up, services without HTTP, and a counter of queries."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+import pytest
+from sqlalchemy import bindparam, event, select, true
+from sqlalchemy.pool import ConnectionPoolEntry
+
+from parley.core.db import Database
+from parley.core.ids import new_id
+from parley.core.scope import Role, Scope
+from parley.realtime.events import LoggedEvent
+from parley.tasks import repository
+from parley.tasks.models import Task
+from parley.tasks.repository import TaskRepository
+from parley.tasks.service import TaskService
+
+CountQueries = Callable[[Database], AbstractAsyncContextManager[list[str]]]
+TaskServices = Callable[[Scope], AbstractAsyncContextManager[TaskService]]
+
+
+@pytest.fixture
+def count_queries() -> CountQueries:
+    """Collect the statements of a block: `async with count_queries(database) as statements`.
+
+    SQLAlchemy's statements are prepared ones, which asyncpg's logger does not see; the logger sees what goes past
+    SQLAlchemy, and the frames of the transaction, which do not count.
+    """
+
+    @asynccontextmanager
+    async def counting(database: Database) -> AsyncIterator[list[str]]:
+        statements: list[str] = []
+        watched: dict[int, asyncpg.Connection] = {}
+
+        def before_execute(_conn: object, _cursor: object, statement: str, *_: object) -> None:
+            statements.append(statement)
+
+        def on_query(record: Any) -> None:
+            if not record.query.startswith(("BEGIN", "COMMIT", "ROLLBACK")):
+                statements.append(record.query)
+
+        def on_checkout(dbapi_connection: Any, _entry: ConnectionPoolEntry, _proxy: object) -> None:
+            driver = dbapi_connection.driver_connection
+            if id(driver) not in watched:
+                watched[id(driver)] = driver
+                driver.add_query_logger(on_query)
+
+        engines = [database.app.sync_engine, database.system.sync_engine]
+        for engine in engines:
+            event.listen(engine, "before_cursor_execute", before_execute)
+            event.listen(engine, "checkout", on_checkout)
+        try:
+            yield statements
+            # The logger is called by the event loop, one turn after the query.
+            await asyncio.sleep(0)
+        finally:
+            for engine in engines:
+                event.remove(engine, "before_cursor_execute", before_execute)
+                event.remove(engine, "checkout", on_checkout)
+            for driver in watched.values():
+                driver.remove_query_logger(on_query)
+
+    return counting
+
+
+@dataclass
+class Announcements:
+    """A publisher that remembers what it was given."""
+
+    events: list[tuple[tuple[UUID, str], LoggedEvent]] = field(default_factory=list)
+
+    def publish(self, address: tuple[UUID, str], events: Sequence[LoggedEvent]) -> None:
+        self.events += [(address, event) for event in events]
+
+    @property
+    def names(self) -> list[str]:
+        return [event.e for _, event in self.events]
+
+
+@pytest.fixture
+def announcements() -> Announcements:
+    """What was published."""
+    return Announcements()
+
+
+async def add_workspace(admin: asyncpg.Connection) -> UUID:
+    """Return the id of a new workspace."""
+    workspace_id = new_id()
+    await admin.execute("INSERT INTO workspaces (id, name, personal) VALUES ($1, 'A workspace', true)", workspace_id)
+    return workspace_id
+
+
+def scope_in(workspace_id: UUID) -> Scope:
+    """Return the scope of a new user in a workspace."""
+    user_id = new_id()
+    return Scope(workspace_id, user_id, Role.VIEWER, subject=str(user_id))
+
+
+@pytest.fixture
+async def scope(admin: asyncpg.Connection) -> Scope:
+    """A user with the least of roles, in a workspace."""
+    return scope_in(await add_workspace(admin))
+
+
+@pytest.fixture(params=["another workspace", "the same workspace"])
+async def stranger(request: pytest.FixtureRequest, admin: asyncpg.Connection, scope: Scope) -> Scope:
+    """Another user: once elsewhere, once in the same workspace."""
+    return scope_in(scope.workspace_id if request.param == "the same workspace" else await add_workspace(admin))
+
+
+@pytest.fixture
+def without_filter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take the condition out of every statement of the repository."""
+    by_id = select(*Task.__table__.c).where(Task.__table__.c.id == bindparam("id"))  # type: ignore[attr-defined]  # SQLModel does not type it
+    monkeypatch.setattr(repository, "_BY_ID", by_id)
+    monkeypatch.setattr(TaskRepository, "_visible", lambda _: true())
+
+
+@pytest.fixture
+async def without_row_level_security(admin: asyncpg.Connection) -> None:
+    """Take the policies off the table."""
+    await admin.execute("ALTER TABLE tasks DISABLE ROW LEVEL SECURITY")
+
+
+@pytest.fixture
+def task_service(database: Database, announcements: Announcements) -> TaskServices:
+    """Open the service in a transaction: `async with task_service(scope) as tasks`."""
+
+    @asynccontextmanager
+    async def opened(scope: Scope) -> AsyncIterator[TaskService]:
+        async with database.unit_of_work(scope) as unit:
+            yield TaskService(TaskRepository(unit, scope), scope, unit, announcements)
+
+    return opened

@@ -1,0 +1,180 @@
+import asyncio
+from decimal import Decimal
+from pathlib import Path
+
+import httpx
+import pytest
+from benchmarks.fake_provider import FakeProvider, script
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.llm.calls import asking, text_of
+
+from parley.llm.errors import ModelError, ModelNotUsable, UnknownModel
+from parley.llm.ports import TextChunk, UsageChunk
+from parley.llm.registry import ModelEntry, ModelRegistry, Price
+from parley.llm.retry import AttemptStarted
+from parley.usage.service import ModelCall, UsageService, cost_of
+
+REGISTRY = """\
+providers:
+  openai: {kind: openai, base_url: "${URL}/v1"}
+  anthropic: {kind: anthropic, base_url: "${URL}"}
+  gone: {kind: openai, base_url: "${URL}/gone"}
+  keyless: {kind: openai, base_url: "${URL}/v1", api_key: "${KEY:-}"}
+  demo: {kind: demo}
+models:
+  openai: {provider: openai, name: fake, price: {input: 3, cached_input: 0.3, output: 15}, retries: 0}
+  anthropic: {provider: anthropic, name: fake, price: {input: 3, cached_input: 0.3, output: 15}, retries: 0}
+  gone: {provider: gone, name: fake, retries: 0, fallbacks: [keyless, openai]}
+  keyless: {provider: keyless, name: fake}
+  demo: {provider: demo, name: demo, parameters: {delay_ms: 0}}
+aliases:
+  default: [keyless, demo]
+"""
+
+
+@pytest.fixture
+def service(tmp_path: Path, provider: FakeProvider, http: httpx.AsyncClient) -> UsageService:
+    path = tmp_path / "registry.yaml"
+    path.write_text(REGISTRY, encoding="utf-8")
+    return UsageService(ModelRegistry.load(path, {"URL": provider.url}), http)
+
+
+def price_entry(**price: str) -> ModelEntry:
+    return ModelEntry(id="m", provider="p", kind="demo", name="n", price=Price.model_validate(price))
+
+
+@pytest.mark.parametrize(
+    ("usage", "cost"),
+    [
+        (UsageChunk(), "0.00000000"),
+        (UsageChunk(input_tokens=1_000_000), "3.00000000"),
+        (UsageChunk(input_tokens=1_000_000, cached_tokens=400_000), "1.92000000"),
+        (UsageChunk(output_tokens=7), "0.00010500"),
+        (UsageChunk(input_tokens=1, cached_tokens=1), "0.00000030"),
+        (UsageChunk(input_tokens=10, cached_tokens=99), "0.00000300"),
+    ],
+)
+def test_cost(usage: UsageChunk, cost: str) -> None:
+    assert cost_of(price_entry(input="3", cached_input="0.3", output="15"), usage) == Decimal(cost)
+
+
+def test_cost_is_rounded_to_eight_decimals() -> None:
+    cost = cost_of(price_entry(input="0.025"), UsageChunk(input_tokens=1))
+    assert str(cost) == "3E-8"  # 0.000000025, the half goes up
+
+
+@given(st.integers(0, 10**7), st.integers(0, 10**7), st.integers(0, 10**7))
+def test_cached_tokens_never_make_a_call_dearer(input_tokens: int, cached: int, output: int) -> None:
+    entry = price_entry(input="3", cached_input="0.3", output="15")
+    cached = min(cached, input_tokens)
+    assert (
+        0
+        <= cost_of(entry, UsageChunk(input_tokens, cached, output))
+        <= cost_of(entry, UsageChunk(input_tokens, 0, output))
+    )
+
+
+@pytest.mark.parametrize("model", ["openai", "anthropic"])
+async def test_a_whole_call_is_counted_as_the_provider_counts(service: UsageService, model: str) -> None:
+    async with service.stream(asking("deltas=100 seed=3 some words"), model) as call:
+        items = [item async for item in call]
+    assert items[0] == AttemptStarted(model, 1)
+    assert text_of(items) == "".join(script(3, 100, 4))
+    tally = call.tally
+    assert (tally.model_id, tally.input_tokens, tally.cached_tokens, tally.output_tokens) == (model, 4, 1, 100)
+    assert tally.cost == Decimal("0.0015093")
+    assert not tally.estimated
+
+
+async def stop_after(call: ModelCall, deltas: int) -> str:
+    text = ""
+    async for item in call:
+        if isinstance(item, TextChunk):
+            text += item.text
+            deltas -= 1
+            if not deltas:
+                break
+    await call.aclose()
+    return text
+
+
+@pytest.mark.parametrize("model", ["openai", "anthropic"])
+async def test_a_call_that_is_stopped_early_is_estimated(
+    service: UsageService, provider: FakeProvider, model: str
+) -> None:
+    call = service.stream(asking("deltas=1000 rate=200 " + "x" * 400), model)
+    text = await stop_after(call, 10)
+    await provider.ended(provider.requests[-1], 0.5)
+    assert provider.requests[-1].closed_early
+    assert call.tally.estimated
+    assert call.tally.output_tokens == -(-len(text) // 4)
+    # Anthropic has sent its input count by then, OpenAI has not.
+    assert call.tally.input_tokens == (3 if model == "anthropic" else 106)
+    assert call.tally.cost > 0
+
+
+@pytest.mark.parametrize(("fault", "counted"), [("500", 0), ("die_at:0", 0), ("die_at:5", 1)])
+async def test_a_refused_call_costs_nothing_a_broken_one_what_was_shown(
+    service: UsageService, fault: str, counted: int
+) -> None:
+    call = service.stream(asking(f"deltas=10 fail={fault}"), "openai")
+    with pytest.raises(ModelError):
+        _ = [item async for item in call]
+    assert (call.tally.output_tokens > 0, call.tally.input_tokens > 0) == (bool(counted), bool(counted))
+    assert (call.tally.cost > 0) == bool(counted)
+
+
+async def test_a_call_that_was_never_read_costs_nothing(service: UsageService, provider: FakeProvider) -> None:
+    call = service.stream(asking("deltas=1"), "openai")
+    await call.aclose()
+    assert call.tally.cost == 0
+    assert not call.tally.estimated
+    assert not provider.requests
+
+
+async def test_a_cancelled_call_is_counted(service: UsageService, provider: FakeProvider) -> None:
+    call = service.stream(asking("deltas=1000 rate=100"), "openai")
+    shown = asyncio.Event()
+
+    async def read() -> None:
+        async for item in call:
+            if isinstance(item, TextChunk):
+                shown.set()
+
+    task = asyncio.create_task(read())
+    await shown.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await provider.ended(provider.requests[-1], 0.5)
+    assert call.tally.estimated
+    assert call.tally.output_tokens > 0
+
+
+async def test_the_model_that_answers_is_the_one_that_is_charged(service: UsageService) -> None:
+    async with service.stream(asking("deltas=5"), "gone") as call:
+        assert call.entry.id == "gone"
+        items = [item async for item in call]
+    # keyless stands before openai among the fallbacks but cannot be used.
+    assert [item for item in items if isinstance(item, AttemptStarted)] == [
+        AttemptStarted("gone", 1),
+        AttemptStarted("openai", 2),
+    ]
+    assert call.entry.id == call.tally.model_id == "openai"
+    assert call.tally.cost > 0
+
+
+async def test_the_default_is_the_first_usable_model(service: UsageService) -> None:
+    async with service.stream(asking("hello")) as call:
+        items = [item async for item in call]
+    assert "no provider is configured" in text_of(items)
+    assert call.tally.model_id == "demo"
+    assert call.tally.cost == 0
+
+
+def test_a_wrong_model_is_told_before_anything_is_sent(service: UsageService) -> None:
+    with pytest.raises(UnknownModel):
+        service.stream(asking("x"), "nobody")
+    with pytest.raises(ModelNotUsable, match="KEY is not set"):
+        service.stream(asking("x"), "keyless")

@@ -1,4 +1,6 @@
+import asyncio
 import time
+from collections.abc import AsyncGenerator
 
 import httpx
 import pytest
@@ -8,7 +10,7 @@ from tests.llm.calls import asking, entry_for, text_of
 from parley.llm import retry
 from parley.llm.errors import ModelError
 from parley.llm.factory import build_model
-from parley.llm.ports import Finish, TextChunk
+from parley.llm.ports import Chunk, Finish, ModelRequest, TextChunk
 from parley.llm.retry import AttemptStarted, Candidate, stream_with_retries
 
 
@@ -125,11 +127,25 @@ def test_the_pause_grows_to_its_cap_with_full_jitter() -> None:
         assert min(pause or 0 for pause in pauses) < most_s / 2
 
 
-async def test_closing_closes_the_connection(candidate: Candidate, provider: FakeProvider) -> None:
-    items = stream_with_retries([candidate], asking("deltas=1000 rate=50"))
-    async for item in items:
-        if isinstance(item, TextChunk):
-            break
+class _Endless:
+    """A model that takes a turn of the loop to let go."""
+
+    def __init__(self) -> None:
+        self.let_go = False
+
+    async def stream(self, request: ModelRequest) -> AsyncGenerator[Chunk]:
+        try:
+            while True:
+                yield TextChunk("x")
+        finally:
+            await asyncio.sleep(0)
+            self.let_go = True
+
+
+async def test_closing_waits_until_the_model_has_let_go(candidate: Candidate) -> None:
+    model = _Endless()
+    items = stream_with_retries([Candidate(candidate.entry, model)], asking("x"))
+    assert isinstance(await anext(items), AttemptStarted)
+    assert isinstance(await anext(items), TextChunk)
     await items.aclose()
-    await provider.ended(provider.requests[-1], 0.5)
-    assert provider.requests[-1].closed_early
+    assert model.let_go

@@ -2,19 +2,24 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
 import asyncpg
+import httpx
 import pytest
+from fastapi import FastAPI
 from sqlalchemy import bindparam, event, select, true
 from sqlalchemy.pool import ConnectionPoolEntry
+from tests.conftest import http_client
 
+from parley.core import clock
 from parley.core.db import Database
+from parley.core.errors import Unauthenticated
 from parley.core.ids import new_id
-from parley.core.scope import Role, Scope
+from parley.core.scope import Credential, Role, Scope
 from parley.realtime.events import LoggedEvent
 from parley.tasks import repository
 from parley.tasks.models import Task
@@ -22,6 +27,7 @@ from parley.tasks.repository import TaskRepository
 from parley.tasks.service import TaskService
 
 CountQueries = Callable[[Database], AbstractAsyncContextManager[list[str]]]
+SignInAs = Callable[[Scope], httpx.AsyncClient]
 TaskServices = Callable[[Scope], AbstractAsyncContextManager[TaskService]]
 
 
@@ -138,3 +144,42 @@ def task_service(database: Database, announcements: Announcements) -> TaskServic
             yield TaskService(TaskRepository(unit, scope), scope, unit, announcements)
 
     return opened
+
+
+class KnownTokens:
+    """An authenticator for scopes that no sign-up leads to: a token is good if it was given out here."""
+
+    def __init__(self) -> None:
+        self.scopes: dict[str, Scope] = {}
+
+    async def authenticate(self, token: str) -> Credential:
+        if token not in self.scopes:
+            raise Unauthenticated
+        return Credential(self.scopes[token], expires_at=clock.timestamp() + 900)
+
+    async def reauthenticate(self, scope: Scope) -> Credential:
+        return Credential(scope, expires_at=clock.timestamp() + 900)
+
+
+@pytest.fixture
+async def sign_in_as(app: FastAPI) -> AsyncIterator[SignInAs]:
+    """Return a client of the application that is a scope: `http = sign_in_as(scope)`."""
+    tokens = KnownTokens()
+    app.state.authenticator = tokens
+    async with AsyncExitStack() as clients:
+        made: list[httpx.AsyncClient] = []
+
+        def sign_in(scope: Scope) -> httpx.AsyncClient:
+            token = f"token-{len(made)}"
+            tokens.scopes[token] = scope
+            made.append(http_client(app, headers={"Authorization": f"Bearer {token}"}))
+            clients.push_async_callback(made[-1].aclose)
+            return made[-1]
+
+        yield sign_in
+
+
+@pytest.fixture
+def http(sign_in_as: SignInAs, scope: Scope) -> httpx.AsyncClient:
+    """The client of the user."""
+    return sign_in_as(scope)

@@ -152,6 +152,21 @@ async def test_a_cancelled_call_is_counted(service: UsageService, provider: Fake
     assert call.tally.output_tokens > 0
 
 
+async def test_a_call_that_is_stopped_before_its_first_word_is_charged_its_input(
+    service: UsageService, provider: FakeProvider
+) -> None:
+    call = service.stream(asking("fail=stall_at:0 " + "x" * 400), "openai")
+    assert await anext(aiter(call)) == AttemptStarted("openai", 1)
+    reading = asyncio.create_task(anext(aiter(call)))
+    await provider.until(lambda: provider.requests, 2)
+    reading.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await reading
+    await call.aclose()
+    assert call.tally.estimated
+    assert (call.tally.input_tokens, call.tally.output_tokens) == (104, 0)
+
+
 async def test_the_model_that_answers_is_the_one_that_is_charged(service: UsageService) -> None:
     async with service.stream(asking("deltas=5"), "gone") as call:
         assert call.entry.id == "gone"

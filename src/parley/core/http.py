@@ -67,7 +67,7 @@ class _Transport(httpx.AsyncBaseTransport):
     def _session(self) -> aiohttp.ClientSession:
         return aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(
-                limit=100,
+                limit=self._limit,
                 limit_per_host=0,
                 keepalive_timeout=self._keepalive_s,
                 ttl_dns_cache=60,

@@ -110,7 +110,7 @@ class Connection:
 
     async def run(self, hello: frames.Hello) -> Closing:
         """Serve until either side is done. Returns how it ended."""
-        self._answers.append(self._welcome())
+        self._queue(self._welcome())
         writer = asyncio.create_task(self._write(), name=f"socket-{self.id}")
         reader = asyncio.current_task()
         assert reader is not None

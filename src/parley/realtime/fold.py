@@ -126,12 +126,12 @@ def _reset(message: Message, d: Data) -> bool:
     index, to_off = d["part"], d["to_off"]
     if index >= len(parts):
         return not (to_off or index > len(parts))
-    del parts[index + 1 :]
     part = parts[index]
     if "text" in part:
         if to_off > len(part["text"]):
             return False
         part["text"] = part["text"][:to_off]
+    del parts[index + 1 :]
     return True
 
 

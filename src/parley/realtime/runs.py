@@ -25,7 +25,7 @@ _CLAIM = """
     UPDATE replies SET status = 'streaming', owner = $3, fence = fence + 1, attempt = attempt + 1,
         lease_until = now() + make_interval(secs => $4)
     WHERE workspace_id = $1 AND id = $2 AND status IN ('queued', 'streaming') AND fence = $5
-    RETURNING id, workspace_id, channel, user_id, question_id, options, fence, attempt, appended, start_seq,
+    RETURNING id, workspace_id, channel, user_id, question_id, options::text AS options, fence, attempt, appended, start_seq,
               cancel_requested, cancelled_by
 """
 _ORPHANS = """

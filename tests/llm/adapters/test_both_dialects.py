@@ -147,7 +147,7 @@ async def test_each_timeout_says_which(
     with pytest.raises(ModelError, match=which) as caught:
         await collect(model.stream(asking(plan)))
     assert caught.value.code == "provider_timeout"
-    assert 0.1 < time.monotonic() - began_at < 1
+    assert 0.1 < time.monotonic() - began_at < 5
     await provider.ended(provider.requests[-1], 0.5)
 
 
@@ -218,11 +218,11 @@ async def test_cancelling_the_reader_closes_the_connection(model: ChatModel, pro
 
 
 async def test_a_slow_reader_is_not_timed_out(kind: Kind, provider: FakeProvider, http: httpx.AsyncClient) -> None:
-    model = build_model(entry_for(kind, provider, timeouts={"idle": 0.1, "first_token": 0.1}), http)
+    model = build_model(entry_for(kind, provider, timeouts={"idle": 0.4}), http)
     found: list[Chunk] = []
     async for chunk in model.stream(asking("deltas=20000 size=8")):
-        if len(found) in {1, 5000}:
-            await asyncio.sleep(0.25)
+        if len(found) == 5000:
+            await asyncio.sleep(0.6)
         found.append(chunk)
     assert text_of(found) == "".join(script(1, 20000, 8))
 

@@ -36,7 +36,7 @@ async def test_a_late_read_times_out_at_its_own_deadline(reads_before: int) -> N
     began_at = after(0)
     with pytest.raises(TimeoutError):
         await deadline.read(never, after(0.05))
-    assert 0.04 < after(0) - began_at < 0.5
+    assert 0.04 < after(0) - began_at < 4
     task = asyncio.current_task()
     assert task is not None
     assert task.cancelling() == 0

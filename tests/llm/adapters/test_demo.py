@@ -152,4 +152,4 @@ async def test_the_bound_ends_an_answer(model: DemoModel) -> None:
 async def test_the_pause_between_words(model: DemoModel) -> None:
     began_at = time.monotonic()
     await collect(model.stream(asking("repeat 6 x", parameters={"delay_ms": 10})))
-    assert 0.05 <= time.monotonic() - began_at < 0.5
+    assert 0.05 <= time.monotonic() - began_at < 5

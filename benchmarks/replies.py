@@ -140,10 +140,10 @@ class Follower:
 
     def _check(self, event: str, d: dict[str, Any]) -> None:
         text = "".join(self._pieces)
-        stamps = text.split("|")[:-1]
+        stamps = [int(stamp) for stamp in text.split("|")[:-1]]
         if event != "reply.completed" or len(stamps) != self._expected:
             self.faults.failed += 1
-        if stamps != sorted(stamps):  # all of one width
+        if stamps != sorted(stamps):
             self.faults.reordered += 1
         if len(text) != d["len"] or hashlib.sha256(text.encode()).hexdigest() != d["sha256"]:
             self.faults.mismatched += 1

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import orjson
 import uvicorn
@@ -36,6 +36,13 @@ class LiveServer:
     @property
     def ws_url(self) -> str:
         return f"ws://127.0.0.1:{self.port}/api/v1/realtime"
+
+
+class HasSocket(Protocol):
+    """Anything that a socket can be opened to."""
+
+    @property
+    def ws_url(self) -> str: ...
 
 
 class _Quiet(uvicorn.Server):
@@ -124,10 +131,12 @@ class Socket:
         self.connection.transport.abort()
 
 
-async def dial(server: LiveServer, **options: Any) -> Socket:
+async def dial(server: HasSocket, **options: Any) -> Socket:
     """Open a socket; nothing is said yet."""
     options.setdefault("subprotocols", [Subprotocol("parley.v1")])
-    connection = await connect(server.ws_url, compression=None, max_size=None, ping_interval=None, **options)
+    connection = await connect(
+        server.ws_url, compression=None, max_size=None, max_queue=None, ping_interval=None, close_timeout=1, **options
+    )
     return Socket(connection)
 
 

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from uuid import UUID
 
@@ -114,10 +114,19 @@ async def scope(admin: asyncpg.Connection) -> Scope:
     return scope_in(await add_workspace(admin))
 
 
-@pytest.fixture(params=["another workspace", "the same workspace"])
-async def stranger(request: pytest.FixtureRequest, admin: asyncpg.Connection, scope: Scope) -> Scope:
-    """Another user: once elsewhere, once in the same workspace."""
-    return scope_in(scope.workspace_id if request.param == "the same workspace" else await add_workspace(admin))
+@pytest.fixture
+async def colleague(scope: Scope) -> Scope:
+    """Another user of the same workspace."""
+    return scope_in(scope.workspace_id)
+
+
+@pytest.fixture(params=["someone elsewhere", "a colleague", "the same user elsewhere"])
+async def stranger(request: pytest.FixtureRequest, admin: asyncpg.Connection, scope: Scope, colleague: Scope) -> Scope:
+    """Everyone who must not see the user's tasks; the user is one of them, in another workspace."""
+    if request.param == "a colleague":
+        return colleague
+    elsewhere = await add_workspace(admin)
+    return scope_in(elsewhere) if request.param == "someone elsewhere" else replace(scope, workspace_id=elsewhere)
 
 
 @pytest.fixture

@@ -86,8 +86,8 @@ async def test_without_both_the_row_is_seen(database: Database, scope: Scope, st
         assert (await repository.get(task_id, lock=True))["id"] == task_id
 
 
-async def test_a_task_cannot_be_given_to_another_user(database: Database, scope: Scope, stranger: Scope) -> None:
-    task = Task(workspace_id=scope.workspace_id, user_id=stranger.user_id, title="Yours")
+async def test_a_task_cannot_be_given_to_another_user(database: Database, scope: Scope, colleague: Scope) -> None:
+    task = Task(workspace_id=scope.workspace_id, user_id=colleague.user_id, title="Yours")
 
     async with database.unit_of_work(scope) as unit:
         with pytest.raises(DBAPIError, match="row-level security"):

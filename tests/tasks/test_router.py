@@ -406,13 +406,13 @@ async def test_a_path_of_another_user_is_refused_before_anything_else(
     http: httpx.AsyncClient,
     sign_in_as: SignInAs,
     scope: Scope,
-    stranger: Scope,
+    colleague: Scope,
     app: FastAPI,
     count_queries: CountQueries,
 ) -> None:
-    task = await add(sign_in_as(stranger))
+    task = await add(sign_in_as(colleague))
     mine = await add(http)
-    names = [stranger.subject, str(new_id()), "someone", scope.subject.upper(), f"{scope.subject}%20", "%00"]
+    names = [colleague.subject, str(new_id()), "someone", scope.subject.upper(), f"{scope.subject}%20", "%00"]
 
     async with count_queries(app.state.database) as statements:
         refusals = []

@@ -116,11 +116,15 @@ class Generator:
         if self._tasks:
             logger.info("waiting for %d replies to end", len(self._tasks))
             await asyncio.wait(self._tasks, timeout=drain_s)
+        self.stop()
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=10)
+
+    def stop(self) -> None:
+        """Cut running replies off; each is ended with what it has."""
         self._stopping = True
         for run in self._writer.tracked():
             run.signal(stopped=True)
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=10)
 
     async def _run(self, run: Run) -> None:
         ids = {"reply_id": str(run.reply_id), "workspace_id": str(run.scope.workspace_id)}

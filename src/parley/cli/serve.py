@@ -4,6 +4,7 @@ import asyncio
 import logging
 import socket
 from contextlib import ExitStack
+from types import FrameType
 from typing import Any
 
 import uvicorn
@@ -85,17 +86,25 @@ def _loop_factory() -> type[asyncio.AbstractEventLoop] | None:
 
 
 class _Server(uvicorn.Server):
-    """Says where it is once it answers, and not before."""
+    """Says where it is once it answers; stops in its own time at the first signal and at once at the second."""
 
-    def __init__(self, config: uvicorn.Config, settings: Settings, registry: ModelRegistry) -> None:
+    def __init__(self, config: uvicorn.Config, app: FastAPI, settings: Settings) -> None:
         super().__init__(config)
+        self._app = app
         self._settings = settings
-        self._registry = registry
+        self._loop = asyncio.get_running_loop()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
-            print(_greeting(self._settings, self._registry), flush=True)
+            print(_greeting(self._settings, self._app.state.registry), flush=True)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self.should_exit and self.started:
+            self._loop.call_soon_threadsafe(self._app.state.chat.generator.stop)
+        super().handle_exit(sig, frame)
+        # uvicorn would raise the signal again when it is done, and our PostgreSQL would not be stopped in order.
+        self._captured_signals.clear()
 
 
 def uvicorn_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
@@ -117,7 +126,7 @@ def uvicorn_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
 
 async def _run(app: FastAPI, settings: Settings, listening: socket.socket, server: EmbeddedPostgres | None) -> None:
     config = uvicorn_config(app, settings)
-    serving = _Server(config, settings, app.state.registry)
+    serving = _Server(config, app, settings)
     watch = asyncio.create_task(_watch(server)) if server is not None else None
     try:
         await serving.serve(sockets=[listening])

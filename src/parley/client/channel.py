@@ -53,7 +53,6 @@ class ChannelState:
 
     def subbed(self, frame: Frame) -> None:
         """Take the answer to a `sub`. Without recovery a snapshot follows, and nothing before it counts."""
-        self._parts, self._parts_of = [], None
         if not frame["recovered"] or (self.last is not None and frame["ep"] != self.ep):
             self.forget()
 

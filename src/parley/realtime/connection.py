@@ -20,6 +20,7 @@ from parley.core.scope import Credential
 from parley.realtime import frames
 from parley.realtime.channels import ChannelNotFound, Snapshot
 from parley.realtime.cursor import Cursor
+from parley.realtime.events import LoggedEvent
 from parley.realtime.frames import BadFrame, Close
 from parley.realtime.log import Head
 from parley.realtime.service import Realtime
@@ -105,11 +106,13 @@ class Connection:
         self._heard = self._acked = time.monotonic()
         self._heartbeat_at = self._heard + self._settings.heartbeat_s
         self._told_expiring = False
+        self._batches = False
         self._timer: asyncio.TimerHandle | None = None
         self._closing: Closing | None = None
 
     async def run(self, hello: frames.Hello) -> Closing:
         """Serve until either side is done. Returns how it ended."""
+        self._batches = "batch" in hello.caps
         self._queue(self._welcome())
         writer = asyncio.create_task(self._write(), name=f"socket-{self.id}")
         reader = asyncio.current_task()
@@ -376,11 +379,7 @@ class Connection:
                     await self._put(text)
                 subscription.live_sent = False
                 break
-            for event in await cursor.read():
-                text = event.frame(cursor.channel)
-                subscription.sent(event.seq, len(text))
-                budget -= len(text)
-                await self._put(text)
+            budget -= await self._write_some(subscription, await cursor.read())
             if cursor.lost:
                 break
         if not subscription.live_sent and cursor.seq >= cursor.live_after and not cursor.lost:
@@ -388,6 +387,26 @@ class Connection:
             await self._put(frames.encode(t="live", ch=cursor.channel.name, seq=cursor.seq))
         if cursor.is_behind or cursor.lost:
             self._wake.set()
+
+    async def _write_some(self, subscription: _Subscription, events: list[LoggedEvent]) -> int:
+        """Send events; return how many bytes that was."""
+        texts: list[str] = []
+        size = total = 0
+        for event in events:
+            text = event.frame(subscription.cursor.channel)
+            subscription.sent(event.seq, len(text))
+            if not self._batches:
+                await self._put(text)
+            else:
+                texts.append(text)
+                size += len(text)
+                if size > _TURN_BYTES:
+                    await self._put(frames.batch(texts))
+                    texts, size = [], 0
+            total += len(text)
+        if texts:
+            await self._put(frames.batch(texts))
+        return total
 
     async def _recover(self, name: str) -> None:
         """The channel's positions no longer hold: give its state anew, or say that it is gone."""

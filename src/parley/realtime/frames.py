@@ -5,6 +5,7 @@ cannot be taken is `invalid`, which the handler decides.
 """
 
 import json
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
@@ -78,6 +79,7 @@ class Hello(_Frame):
     v: int
     auth: Auth
     client: Any = None
+    caps: list[str] = Field(default_factory=list, max_length=16)
     subs: list[HelloSubscription] = Field(default_factory=list, max_length=200)
 
 
@@ -198,6 +200,11 @@ def parse(text: str) -> ClientFrame:
 def encode(**fields: Any) -> str:
     """Return a server's frame."""
     return orjson.dumps(fields, default=str).decode()
+
+
+def batch(texts: Sequence[str]) -> str:
+    """Return several frames as one; only for a client whose `hello` says that it takes them."""
+    return f'{{"t":"batch","f":[{",".join(texts)}]}}' if len(texts) > 1 else texts[0]
 
 
 def error(code: str, message: str, *, retry: str = "never", id: int | str | None = None, **fields: Any) -> str:

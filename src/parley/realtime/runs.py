@@ -25,8 +25,8 @@ _CLAIM = """
     UPDATE replies SET status = 'streaming', owner = $3, fence = fence + 1, attempt = attempt + 1,
         lease_until = now() + make_interval(secs => $4)
     WHERE workspace_id = $1 AND id = $2 AND status IN ('queued', 'streaming') AND fence = $5
-    RETURNING id, workspace_id, channel, user_id, question_id, options::text AS options, fence, attempt, appended, start_seq,
-              cancel_requested, cancelled_by
+    RETURNING id, workspace_id, channel, user_id, question_id, options::text AS options, fence, attempt,
+              appended, start_seq, cancel_requested
 """
 _ORPHANS = """
     SELECT r.workspace_id, r.id, r.fence, r.status, r.channel, r.user_id, m.role FROM replies r

@@ -39,7 +39,7 @@ class BareApp:
         async with self._pool.acquire() as connection, connection.transaction():
             await connection.fetchrow(_BIND, self._workspace, self._user)
             row = await connection.fetchrow(_READ, *self._keys, task)
-        body = orjson.dumps({"data": {name: row[name] for name in _SHOWN}})
+        body = orjson.dumps({"data": {name: row[name] for name in _SHOWN}}, default=str)
         headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": body})

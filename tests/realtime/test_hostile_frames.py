@@ -2,16 +2,19 @@
 
 import asyncio
 import base64
+import copy
 import json
 import logging
 import os
 import random
+import resource
 import struct
 from collections.abc import AsyncIterator
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-import psutil
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -98,11 +101,11 @@ async def test_three_bad_frames_close_with_4400(peer: Peer, name: str) -> None:
     assert await peer.code() == 4400
 
 
-@pytest.mark.parametrize("name", ["no JSON", "unknown t", "a list", "deep", "t is a lone surrogate"])
+@pytest.mark.parametrize("name", ["no JSON", "unknown t", "a list", "t is a lone surrogate"])
 async def test_bad_frames_before_hello_are_counted_too(live_server: LiveServer, name: str) -> None:
     async with live_server.open() as peer:
         for _ in range(3):
-            await peer.raw(BAD_FRAMES[name][:8000] if name != "deep" else nested(3000))
+            await peer.raw(BAD_FRAMES[name])
             assert (await peer.read())["code"] == "bad_frame"
         assert await peer.code() == 4400
 
@@ -156,6 +159,32 @@ async def test_odd_values_are_an_answer_and_not_the_end(
             assert first.get("code") in {None, "bad_frame", "invalid", "not_found"}, first
         await peer.alive()
     assert not caplog.records
+
+
+async def test_an_id_beyond_64_bits_next_to_half_an_emoji(peer: Peer) -> None:
+    """The parser that takes half an emoji takes integers of any size, the encoder of answers does not."""
+    await peer.raw('{"t":"unsub","id":1180591620717411303424,"ch":"x","y":"\\ud83d"}')
+    assert (await peer.read())["code"] in {"bad_frame", "not_found"}
+    await peer.alive()
+
+
+async def test_every_close_is_said(live_server: LiveServer, ada: Account, caplog: pytest.LogCaptureFixture) -> None:
+    """A connection that the server ends always gets its close frame, whatever the writer was doing."""
+
+    async def end(frames: list[str], code: int) -> None:
+        async with live_server.join(ada) as peer:
+            for frame in frames:
+                await peer.raw(frame)
+            assert await peer.code() == code
+
+    hello = json.dumps({"t": "hello", "v": 1, "auth": {"token": ada.access_token}})
+    unsub = json.dumps({"t": "unsub", "id": 1, "ch": "x"})
+    with caplog.at_level(logging.ERROR):
+        for _ in range(12):
+            await asyncio.gather(
+                *(end(["{"] * 3, 4400) for _ in range(8)), *(end([unsub] * n + [hello], 4409) for n in range(8))
+            )
+    assert not [record.getMessage() for record in caplog.records]
 
 
 async def test_an_id_comes_back_as_it_was_sent(peer: Peer) -> None:
@@ -351,7 +380,7 @@ async def test_2000_random_frames_leave_the_others_alone(
             while isinstance(holder[key], dict | list) and holder[key] and choose.random() < 0.7:
                 holder = holder[key]
                 key = choose.choice(list(holder) if isinstance(holder, dict) else range(len(holder)))
-            holder[key] = choose.choice(odd)
+            holder[key] = copy.deepcopy(choose.choice(odd))
         text = json.dumps(frame)
         match choose.randint(0, 9):
             case 0:
@@ -425,8 +454,8 @@ async def test_a_flooder_is_told_to_wait_and_then_closed_with_4429(serve_with: S
         # Whoever waits as told goes on.
         await asyncio.sleep(refused[-1]["retry_after_ms"] / 1000)
         await peer.alive()
-        with pytest.raises(ConnectionClosed):
-            for number in range(20_000):
+        with suppress(ConnectionClosed):
+            for number in range(5000):
                 await peer.send("unsub", id=number, ch="x")
         assert await peer.code() == 4429
 
@@ -448,8 +477,8 @@ async def test_a_steady_flood_is_closed_with_4429_too(serve_with: Serve) -> None
 
 async def test_a_flood_of_acks_is_closed_with_4429(serve_with: Serve) -> None:
     async with serve_with() as server, server.sign_up() as account, server.join(account) as peer:
-        with pytest.raises(ConnectionClosed):
-            for number in range(20_000):
+        with suppress(ConnectionClosed):
+            for number in range(5000):
                 await peer.send("ack", a={"tasks": number})
         assert await peer.code() == 4429
 
@@ -462,7 +491,7 @@ async def test_one_who_asks_and_never_reads_is_closed_and_costs_little(serve_wit
         rows = 50
         parts = json.dumps([{"type": "text", "text": "x" * 32_000}])
         await fill(server, account, channel, rows, parts)
-        before = psutil.Process().memory_info().rss
+        before = resident_bytes()
         reader, writer = await raw_handshake(server)
         try:
             hello = {"t": "hello", "v": 1, "auth": {"token": account.access_token}}
@@ -474,9 +503,14 @@ async def test_one_who_asks_and_never_reads_is_closed_and_costs_little(serve_wit
         finally:
             reader.feed_eof()
             writer.transport.abort()
-        assert psutil.Process().memory_info().rss - before < 60 * 1024 * 1024
+        assert resident_bytes() - before < 60 * 1024 * 1024
         async with server.join(account) as peer:
             await peer.alive()
+
+
+def resident_bytes() -> int:
+    """How much memory this process holds."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
 async def fill(server: LiveServer, account: Account, channel: str, rows: int, parts: str) -> None:

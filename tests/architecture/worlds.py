@@ -1,0 +1,284 @@
+"""Two workspaces with people and their things, on an application that has lost some of its layers of isolation."""
+
+import asyncio
+import json
+import re
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+import httpx
+import pytest
+from fastapi import FastAPI
+from httpx_ws import AsyncWebSocketSession, aconnect_ws
+from httpx_ws.transport import ASGIWebSocketTransport
+from sqlalchemy import Select, select, true
+from sqlalchemy.sql.elements import BinaryExpression, BooleanClauseList
+
+from parley.core.ids import new_id
+from parley.core.repository import ScopedRepository
+from parley.tasks.schemas import TaskRead
+from parley.tasks.service import TaskReader
+from tests.conftest import TestDatabases, database_name, http_client, make_settings, running
+
+MARKER = "zebra-4711"
+"""In every text of alice's: no answer to anyone else may hold it."""
+
+
+class Layers(StrEnum):
+    """Which layers of isolation are there."""
+
+    ALL = "all layers"
+    NO_FILTERS = "without the repositories' filters"
+    NO_POLICIES = "without row-level security"
+    NONE = "without both"
+
+
+@dataclass(frozen=True)
+class Things:
+    """The ids of what a person has, by the names that recipes use."""
+
+    user: UUID
+    workspace: UUID
+    conversation: UUID
+    message: UUID
+    reply: UUID
+    task: UUID
+
+    @classmethod
+    def random(cls) -> "Things":
+        """Return ids of nothing, made as real ones are."""
+        return cls(*(new_id() for _ in range(6)))
+
+    def __iter__(self) -> Iterator[str]:
+        return (str(value) for value in vars(self).values())
+
+
+@dataclass
+class Person:
+    """Someone signed in, with one of everything."""
+
+    name: str
+    http: httpx.AsyncClient
+    token: str
+    things: Things
+    cid: UUID
+
+
+@dataclass
+class World:
+    """Alice has things; bob is in another workspace, carol in hers. Neither may see or touch what alice has."""
+
+    layers: Layers
+    app: FastAPI
+    admin: asyncpg.Connection
+    alice: Person
+    bob: Person
+    carol: Person
+
+    @property
+    def intruders(self) -> tuple[Person, ...]:
+        """Who must be kept out: inside a workspace what is private is the repositories' rule, so not without them."""
+        return (self.bob,) if self.layers is Layers.NO_FILTERS else (self.bob, self.carol)
+
+    async def rows(self) -> set[tuple[str, str]]:
+        """Return every row of the database as text, past all policies."""
+        tables = await self.admin.fetch("SELECT tablename FROM pg_tables WHERE schemaname = 'public' ORDER BY 1")
+        found = set()
+        for (table,) in tables:
+            rows = await self.admin.fetch(f"SELECT to_jsonb(t)::text FROM {table} t")
+            found |= {(table, text) for (text,) in rows}
+        return found
+
+
+# -- taking layers away ------------------------------------------------------------------------------------------------
+
+_COLUMNS = ("workspace_id", "owner_id", "user_id")
+# The parameter stays in the statement, since it is still given.
+_CONDITION = re.compile(r"(?:\b\w+\.)?\b(?:workspace_id|owner_id) = (\$[12])(?!\d)")
+
+
+def _without_conditions(statement: Select[Any]) -> Select[Any]:
+    where = statement.whereclause
+    clauses = list(where.clauses) if isinstance(where, BooleanClauseList) else [where] if where is not None else []
+    kept = [
+        clause
+        for clause in clauses
+        if not (isinstance(clause, BinaryExpression) and getattr(clause.left, "name", None) in _COLUMNS)
+    ]
+    return select(*statement.selected_columns).where(*kept)
+
+
+def _subclasses(cls: type) -> Iterator[type]:
+    for below in cls.__subclasses__():
+        yield below
+        yield from _subclasses(below)
+
+
+def remove_filters(patch: pytest.MonkeyPatch) -> int:
+    """Take the scope's condition out of every statement of the repositories; return how many lost theirs."""
+    removed = 0
+    for repository in (ScopedRepository, *_subclasses(ScopedRepository)):
+        if "_visible" in vars(repository):
+            patch.setattr(repository, "_visible", lambda _: true())
+            removed += 1
+    for name, module in sorted(sys.modules.items()):
+        if not name.startswith("parley.") or name.rpartition(".")[2] not in {"repository", "log", "runs"}:
+            continue
+        for constant, value in list(vars(module).items()):
+            changed: object = value
+            if isinstance(value, str) and constant.startswith("_") and not constant.startswith("__"):
+                changed = _CONDITION.sub(r"\1::uuid IS NOT NULL", value)
+            elif isinstance(value, Select):
+                changed = _without_conditions(value)
+            if changed is not value and changed != value:
+                patch.setattr(module, constant, changed)
+                removed += 1
+    # A second look at every row, above the repository.
+    patch.setattr(TaskReader, "_own", lambda _, row: TaskRead.model_construct(**row))
+    return removed + 1
+
+
+async def remove_policies(admin: asyncpg.Connection) -> None:
+    """Switch row-level security off on every table."""
+    for (table,) in await admin.fetch("SELECT oid::regclass::text FROM pg_class WHERE relrowsecurity"):
+        await admin.execute(f"ALTER TABLE {table} DISABLE ROW LEVEL SECURITY")
+
+
+# -- people ------------------------------------------------------------------------------------------------------------
+
+
+async def _signed_up(app: FastAPI, name: str) -> tuple[httpx.AsyncClient, dict[str, Any]]:
+    http = http_client(app)
+    body = {"email": f"{name}@example.com", "password": "correct horse 1", "confirmPassword": "correct horse 1"}
+    answer = await http.post("/api/v1/auth/signup", json=body)
+    assert answer.status_code == 201, answer.text
+    return http, answer.json()["data"]
+
+
+async def fill(http: httpx.AsyncClient, text: str, *, user: UUID, workspace: UUID, cid: UUID) -> Things:
+    """Make a conversation with an answered message, and a task."""
+    made = await http.post("/api/v1/conversations", json={"title": f"{text} talk"})
+    assert made.status_code == 201, made.text
+    conversation = made.json()["data"]["id"]
+    # As a stream the answer ends with the reply, so nothing is being written any more.
+    headers = {"Accept": "text/event-stream", "Idempotency-Key": str(cid)}
+    path = f"/api/v1/conversations/{conversation}/messages"
+    sent = await http.post(path, json={"text": f"{text} question"}, headers=headers)
+    assert "event: reply.completed" in sent.text, sent.text
+    question, reply = (await http.get(path)).json()["data"]
+    task = (await http.post("/api/v1/tasks", json={"title": f"{text} chore"})).json()["data"]
+    ids = (conversation, question["id"], reply["id"], task["id"])
+    return Things(user, workspace, *(UUID(id_) for id_ in ids))
+
+
+async def add_person(app: FastAPI, name: str, text: str, *, into: tuple[asyncpg.Connection, UUID] | None = None) -> Person:
+    """Sign someone up and give them things. `into`: as a member of that workspace, and signed in there."""
+    http, session = await _signed_up(app, name)
+    if into is not None:
+        admin, workspace = into
+        user = UUID(session["user"]["id"])
+        await admin.execute("INSERT INTO memberships (workspace_id, user_id, role) VALUES ($1, $2, 'member')", workspace, user)
+        await admin.execute("UPDATE sessions SET workspace_id = $1 WHERE user_id = $2", workspace, user)
+        renewed = await http.post("/api/v1/auth/refresh", json={"refresh_token": session["refresh_token"]})
+        session = renewed.json()["data"]
+        assert session["workspace"]["id"] == str(workspace)
+    http.headers["Authorization"] = f"Bearer {session['access_token']}"
+    ids = {"user": UUID(session["user"]["id"]), "workspace": UUID(session["workspace"]["id"])}
+    cid = new_id()
+    return Person(name, http, session["access_token"], await fill(http, text, **ids, cid=cid), cid)
+
+
+@asynccontextmanager
+async def world_of(databases: TestDatabases, data_dir: Path, layers: Layers) -> AsyncIterator[World]:
+    """Run an application without some layers, with people in it."""
+    urls = await databases.create()
+    admin = await asyncpg.connect(databases.postgres.admin_url(database_name(urls)))
+    with pytest.MonkeyPatch.context() as patch:
+        if layers in {Layers.NO_FILTERS, Layers.NONE}:
+            assert remove_filters(patch) > 10
+        if layers in {Layers.NO_POLICIES, Layers.NONE}:
+            await remove_policies(admin)
+        async with running(make_settings(data_dir, urls)) as app:
+            alice = await add_person(app, "alice", MARKER)
+            bob = await add_person(app, "bob", "bob's")
+            carol = await add_person(app, "carol", "carol's", into=(admin, alice.things.workspace))
+            yield World(layers, app, admin, alice, bob, carol)
+            for person in (alice, bob, carol):
+                await person.http.aclose()
+    await admin.close()
+    await databases.drop(urls)
+
+
+@asynccontextmanager
+async def in_one_task[T](context: AbstractAsyncContextManager[T]) -> AsyncIterator[T]:
+    """Enter and leave a context in a task of its own: a fixture's set-up and tear-down may run in different ones."""
+    entered: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+    left = asyncio.Event()
+
+    async def hold() -> None:
+        async with context as value:
+            entered.set_result(value)
+            await left.wait()
+
+    task = asyncio.create_task(hold())
+    await asyncio.wait({task, entered}, return_when=asyncio.FIRST_COMPLETED)
+    if not entered.done():
+        task.result()
+    yield entered.result()
+    left.set()
+    await task
+
+
+# -- the socket --------------------------------------------------------------------------------------------------------
+
+
+class Socket:
+    """A socket that has said hello."""
+
+    def __init__(self, session: AsyncWebSocketSession) -> None:
+        self._session = session
+        self._requests = 0
+
+    async def send(self, **frame: Any) -> None:
+        """Send a frame."""
+        await self._session.send_text(json.dumps(frame, default=str))
+
+    async def receive(self) -> dict[str, Any]:
+        """Return the next frame."""
+        frame: dict[str, Any] = json.loads(await self._session.receive_text(timeout=5))
+        return frame
+
+    async def until(self, *kinds: str, **fields: Any) -> dict[str, Any]:
+        """Return the next frame of one of these kinds with these fields."""
+        while True:
+            frame = await self.receive()
+            if frame["t"] in kinds and all(frame.get(name) == value for name, value in fields.items()):
+                return frame
+
+    async def ask(self, **frame: Any) -> dict[str, Any]:
+        """Send a request and return its answer, without its id."""
+        self._requests += 1
+        await self.send(**frame, id=self._requests)
+        answer = await self.until("ok", "err", "subbed", id=self._requests)
+        return {name: value for name, value in answer.items() if name != "id"}
+
+
+@asynccontextmanager
+async def socket_of(app: FastAPI, person: Person, *, subs: tuple[str, ...] = ()) -> AsyncIterator[Socket]:
+    """Open a socket as someone. Within a test, since it holds a task group."""
+    async with (
+        ASGIWebSocketTransport(app=app) as transport,
+        httpx.AsyncClient(transport=transport, base_url="http://parley.test") as client,
+        aconnect_ws("http://parley.test/api/v1/realtime", client, subprotocols=["parley.v1"]) as session,
+    ):
+        socket = Socket(session)
+        await socket.send(t="hello", v=1, auth={"token": person.token}, subs=[{"ch": channel} for channel in subs])
+        await socket.until("welcome")
+        yield socket

@@ -77,8 +77,7 @@ class _Load(asyncio.Protocol):
         self.took: list[float] = []
         self.wrong = 0
         self.idle: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.idle.set_result(None)
-        self.stopped = True
+        self.stopped = False
         self._transport: asyncio.Transport
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -89,10 +88,10 @@ class _Load(asyncio.Protocol):
             self.idle.set_exception(exc or ConnectionError("closed"))
 
     def start(self) -> None:
-        self.stopped = False
-        self.took = []
-        self.idle = asyncio.get_running_loop().create_future()
         self._ask()
+
+    def close(self) -> None:
+        self._transport.close()
 
     def _ask(self) -> None:
         self._sent_at = time.perf_counter()
@@ -117,7 +116,14 @@ class _Load(asyncio.Protocol):
             self._ask()
 
 
-async def _round(loads: list[_Load], seconds: float) -> tuple[int, float]:
+async def _round(port: int, requests: list[bytes], seconds: float) -> tuple[list[float], int, float]:
+    """Load one target; return how long each answer took, how many were wrong, and the length of the round."""
+    loop = asyncio.get_running_loop()
+    loads = []
+    # New connections each round: servers close those that have been idle.
+    for _ in range(_CONNECTIONS):
+        _, load = await loop.create_connection(lambda: _Load(requests), "127.0.0.1", port)
+        loads.append(load)
     began = time.perf_counter()
     for load in loads:
         load.start()
@@ -125,33 +131,28 @@ async def _round(loads: list[_Load], seconds: float) -> tuple[int, float]:
     for load in loads:
         load.stopped = True
     await asyncio.gather(*(load.idle for load in loads))
-    return sum(len(load.took) for load in loads), time.perf_counter() - began
+    took = time.perf_counter() - began
+    for load in loads:
+        load.close()
+    return [one for load in loads for one in load.took], sum(load.wrong for load in loads), took
 
 
 async def client(specification: dict[str, Any]) -> dict[str, Any]:
     """Load the targets in turns."""
-    loop = asyncio.get_running_loop()
-    targets = specification["targets"]
     head = f"Host: 127.0.0.1\r\nAuthorization: Bearer {specification['token']}\r\nAccept: application/json\r\n\r\n"
-    every: list[list[_Load]] = []
-    found: list[dict[str, Any]] = [{"rates": [], "cpu_us": [], "took": []} for _ in targets]
-    for target in targets:
-        requests = [f"GET {path} HTTP/1.1\r\n{head}".encode() for path in target["paths"]]
-        port = target["port"]
-        made = [
-            await loop.create_connection(lambda chosen=requests: _Load(chosen), "127.0.0.1", port)  # type: ignore[misc]  # a default binds the loop's variable
-            for _ in range(_CONNECTIONS)
-        ]
-        every.append([load for _, load in made])
+    found: list[dict[str, Any]] = []
+    for _ in specification["targets"]:
+        found.append({"rates": [], "cpu_us": [], "took": [], "wrong": 0})
     for number in range(specification["rounds"] + 1):
-        for target, loads, result in zip(targets, every, found, strict=True):
+        for target, result in zip(specification["targets"], found, strict=True):
+            requests = [f"GET {path} HTTP/1.1\r\n{head}".encode() for path in target["paths"]]
             before = cpu_s(target["pid"])
-            answered, seconds = await _round(loads, _ROUND_S)
+            took, wrong, seconds = await _round(target["port"], requests, _ROUND_S)
+            result["wrong"] += wrong
             if number:
-                result["rates"].append(answered / seconds)
-                result["cpu_us"].append((cpu_s(target["pid"]) - before) / answered * 1e6)
-                result["took"] += [took for load in loads for took in load.took]
-    for loads, result in zip(every, found, strict=True):
-        result["wrong"] = sum(load.wrong for load in loads)
+                result["rates"].append(len(took) / seconds)
+                result["cpu_us"].append((cpu_s(target["pid"]) - before) / len(took) * 1e6)
+                result["took"] += took
+    for result in found:
         result["p95_ms"] = percentile(result.pop("took"), 0.95) * 1e3
     return {"targets": found}

@@ -35,8 +35,8 @@ def _list(values: tuple[str, ...]) -> str:
 # Every table of ours, with the column that holds its workspace and the condition that its policy must have.
 _TABLES = f"""
     tables AS (
-        SELECT c.oid, n.nspname AS schema, c.relname AS name, c.relkind AS kind, c.relrowsecurity, c.relforcerowsecurity,
-               c.relowner, c.relname IN ({_list(GLOBAL_TABLES)}) AS global,
+        SELECT c.oid, n.nspname AS schema, c.relname AS name, c.relrowsecurity, c.relforcerowsecurity,
+               c.relname IN ({_list(GLOBAL_TABLES)}) AS global,
                CASE WHEN c.relname = 'workspaces' THEN 'id' ELSE 'workspace_id' END AS key
         FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
         WHERE c.relkind IN ('r', 'p', 'f') AND n.nspname NOT LIKE 'pg\\_%' AND n.nspname <> 'information_schema'

@@ -85,9 +85,8 @@ def unscoped_classes_stay_with_their_users(sources: Sequence[Source]) -> list[st
         for node in ast.walk(source.tree):
             names = [alias.name for alias in node.names] if isinstance(node, ast.ImportFrom) else []
             names += [node.attr] if isinstance(node, ast.Attribute) else []
-            for name in names:
-                if name.startswith("Unscoped") and source.path not in UNSCOPED_USERS and name not in made_here:
-                    found.append(source.at(node, name))
+            strangers = (name for name in names if name.startswith("Unscoped") and name not in made_here)
+            found += [source.at(node, name) for name in strangers if source.path not in UNSCOPED_USERS]
     return found
 
 
@@ -203,19 +202,19 @@ class _AtImport(ast.NodeVisitor):
 
     visit_FunctionDef = visit_AsyncFunctionDef = _visit_function  # noqa: N815 - ast's names
 
-    def visit_Lambda(self, node: ast.Lambda) -> None:  # noqa: N802 - as above
+    def visit_Lambda(self, node: ast.Lambda) -> None:
         pass
 
-    def visit_Call(self, node: ast.Call) -> None:  # noqa: N802 - as above
+    def visit_Call(self, node: ast.Call) -> None:
         self.calls.append(node)
         self.generic_visit(node)
 
-    def visit_Attribute(self, node: ast.Attribute) -> None:  # noqa: N802 - as above
+    def visit_Attribute(self, node: ast.Attribute) -> None:
         if dotted(node) == "os.environ":
             self.reads.append(node)
         self.generic_visit(node)
 
-    def visit_If(self, node: ast.If) -> None:  # noqa: N802 - as above
+    def visit_If(self, node: ast.If) -> None:
         if not (isinstance(node.test, ast.Compare) and dotted(node.test.left) == "__name__"):
             self.generic_visit(node)
 
@@ -274,8 +273,8 @@ def http_clients_are_made_in_one_place(sources: Sequence[Source]) -> list[str]:
         for source in sources
         if source.path != "core/http.py" and not source.path.startswith("client/")
         for call in _calls(source.tree)
-        if dotted(call.func).rpartition(".")[2] in {"AsyncClient", "ClientSession"} or dotted(call.func) == "httpx.Client"
-    ]  # fmt: skip
+        if re.search(r"(^|\.)(AsyncClient|ClientSession)$|^httpx\.Client$", dotted(call.func))
+    ]
 
 
 # -- comments ------------------------------------------------------------------------------------------------------

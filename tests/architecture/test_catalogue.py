@@ -7,11 +7,11 @@ from uuid import UUID
 
 import asyncpg
 import pytest
+from tests.architecture.catalogue import OWNED_TABLES, RULES, violations
+from tests.conftest import TestDatabases, database_name
 
 from parley.core.db import DatabaseUrls, asyncpg_dsn
 from parley.core.ids import new_id
-from tests.architecture.catalogue import OWNED_TABLES, RULES, violations
-from tests.conftest import TestDatabases, database_name
 
 
 @dataclass(frozen=True)
@@ -343,9 +343,9 @@ async def test_an_immutable_function_leaks_through_a_cached_plan(two: TwoWorkspa
 
 
 async def test_a_row_cannot_point_into_another_workspace(two: TwoWorkspaces) -> None:
-    with pytest.raises(asyncpg.ForeignKeyViolationError):
-        async with two.app.transaction():
-            await two.bind(two.here)
+    async with two.app.transaction():
+        await two.bind(two.here)
+        with pytest.raises(asyncpg.ForeignKeyViolationError):
             await two.add_message(two.conversation_there)
 
 
@@ -370,9 +370,9 @@ async def test_a_unique_value_would_tell_of_another_workspace(two: TwoWorkspaces
     await two.admin.execute("CREATE UNIQUE INDEX uq_conversations_title ON conversations (title)")
     await two.admin.execute("UPDATE conversations SET title = 'Secret' WHERE id = $1", two.conversation_there)
 
-    with pytest.raises(asyncpg.UniqueViolationError):
-        async with two.app.transaction():
-            await two.bind(two.here)
+    async with two.app.transaction():
+        await two.bind(two.here)
+        with pytest.raises(asyncpg.UniqueViolationError):
             await two.app.execute("UPDATE conversations SET title = 'Secret'")
 
 

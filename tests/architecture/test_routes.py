@@ -14,6 +14,8 @@ from parley.core.scope import CurrentScope, Scope, current_scope
 from parley.core.settings import load_settings
 from parley.main import create_app
 
+_TOKENS = ("signup", "signin", "refresh", "signout")
+
 # Who has no credential yet, who gives one up, and who only wants to know whether the service is there.
 PUBLIC = {
     "GET /",
@@ -22,8 +24,8 @@ PUBLIC = {
     "GET /openapi.json",
     "GET /health/live",
     "GET /health/ready",
-    *(f"POST {prefix}/auth/{name}" for prefix in ("/api/v1", "/v1") for name in ("signup", "signin", "refresh", "signout")),
-}  # fmt: skip
+    *(f"POST {prefix}/auth/{name}" for prefix in ("/api/v1", "/v1") for name in _TOKENS),
+}
 
 _AREAS = """
 POST auth/signup | POST auth/signin | POST auth/refresh | POST auth/signout | POST auth/switch
@@ -39,7 +41,8 @@ GET conversations | POST conversations | GET conversations/{} | PATCH conversati
 GET conversations/{}/messages | POST conversations/{}/messages | PATCH messages/{}
 POST replies/{}/cancel | POST replies/{}/continue | POST replies/{}/regenerate | POST tool-calls/{}/approve
 GET conversations/{}/export | POST conversations/import | GET search
-GET models | GET assistants | POST assistants | GET assistants/{} | PATCH assistants/{} | DELETE assistants/{} | GET prompts
+GET models | GET prompts
+GET assistants | POST assistants | GET assistants/{} | PATCH assistants/{} | DELETE assistants/{}
 POST realtime/tickets | GET channels/{}/events
 GET tasks | POST tasks | GET tasks/{} | PUT tasks/{} | PATCH tasks/{} | DELETE tasks/{}
 GET exams | POST exams | GET exams/{} | PATCH exams/{} | DELETE exams/{} | POST exams/generate | POST exams/{}/publish
@@ -64,7 +67,7 @@ def _contract() -> set[str]:
     service = ("/", "/health/live", "/health/ready", "/metrics", "/docs", "/redoc", "/openapi.json", "/asyncapi.json")
     return {
         *(f"{method} /api/v1/{path}" for method, path in below_api_v1),
-        *(f"POST /v1/auth/{name}" for name in ("signup", "signin", "refresh", "signout")),
+        *(f"POST /v1/auth/{name}" for name in _TOKENS),
         "POST /v1/chat/completions",
         "GET /v1/models",
         *user_tasks,

@@ -7,8 +7,6 @@ from typing import get_args
 
 import pytest
 from pydantic import BaseModel
-
-from parley.core.settings import Settings
 from tests.architecture.source_rules import (
     MAX_LINES,
     RULES,
@@ -29,6 +27,8 @@ from tests.architecture.source_rules import (
     unscoped_classes_stay_with_their_users,
     yielding_dependencies_end_before_the_answer,
 )
+
+from parley.core.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 
@@ -176,10 +176,10 @@ GOOD: tuple[tuple[Rule, str, str], ...] = (
         "core/dependencies.py",
         f"from fastapi import Depends\n{_SESSION}Session = Depends(session, scope='function')\n",
     ),
-    (nothing_happens_at_import, "core/db.py", "def engine():\n    return create_async_engine('x')\nf = lambda: open('x')\n"),
+    (nothing_happens_at_import, "core/db.py", "def engine():\n    return create_engine('x')\nf = lambda: open('x')\n"),
     (modules_are_named_after_what_they_are, "tasks/service.py", ""),
     (files_are_short, "tasks/service.py", "x = 1\n" * MAX_LINES),
-    (ignores_carry_a_code_and_a_reason, "a.py", "x = 1  # type: ignore[misc, attr-defined]  # SQLModel does not type it\n"),
+    (ignores_carry_a_code_and_a_reason, "a.py", "x = 1  # type: ignore[misc, attr-defined]  # as above\n"),
 )  # fmt: skip
 
 
@@ -235,7 +235,7 @@ def test_names_of_groups_are_part_of_the_names() -> None:
 
 
 def test_a_sample_that_differs_is_noticed() -> None:
-    sample = "# Words about it: PARLEY_HOST is not set here\nPARLEY_PORT=3000\n# OPENAI_API_KEY=\nPARLEY_PROT=1\n#PARLEY_PORT=\n"
+    sample = "# Of PARLEY_HOST: nothing\nPARLEY_PORT=3000\n# OPENAI_API_KEY=\nPARLEY_PROT=1\n#PARLEY_PORT=\n"
 
     assert differences(sample, {"PARLEY_PORT", "PARLEY_HOST"}, {"OPENAI_API_KEY"}) == {
         "missing": ["PARLEY_HOST"],

@@ -20,12 +20,12 @@ from httpx_ws import AsyncWebSocketSession, aconnect_ws
 from httpx_ws.transport import ASGIWebSocketTransport
 from sqlalchemy import Select, select, true
 from sqlalchemy.sql.elements import BinaryExpression, BooleanClauseList
+from tests.conftest import TestDatabases, database_name, http_client, make_settings, running
 
 from parley.core.ids import new_id
 from parley.core.repository import ScopedRepository
 from parley.tasks.schemas import TaskRead
 from parley.tasks.service import TaskReader
-from tests.conftest import TestDatabases, database_name, http_client, make_settings, running
 
 MARKER = "zebra-4711"
 """In every text of alice's: no answer to anyone else may hold it."""
@@ -115,7 +115,7 @@ def _without_conditions(statement: Select[Any]) -> Select[Any]:
     return select(*statement.selected_columns).where(*kept)
 
 
-def _subclasses(cls: type) -> Iterator[type]:
+def _subclasses(cls: type[Any]) -> Iterator[type[Any]]:
     for below in cls.__subclasses__():
         yield below
         yield from _subclasses(below)
@@ -178,13 +178,17 @@ async def fill(http: httpx.AsyncClient, text: str, *, user: UUID, workspace: UUI
     return Things(user, workspace, *(UUID(id_) for id_ in ids))
 
 
-async def add_person(app: FastAPI, name: str, text: str, *, into: tuple[asyncpg.Connection, UUID] | None = None) -> Person:
+async def add_person(
+    app: FastAPI, name: str, text: str, *, into: tuple[asyncpg.Connection, UUID] | None = None
+) -> Person:
     """Sign someone up and give them things. `into`: as a member of that workspace, and signed in there."""
     http, session = await _signed_up(app, name)
     if into is not None:
         admin, workspace = into
         user = UUID(session["user"]["id"])
-        await admin.execute("INSERT INTO memberships (workspace_id, user_id, role) VALUES ($1, $2, 'member')", workspace, user)
+        await admin.execute(
+            "INSERT INTO memberships (workspace_id, user_id, role) VALUES ($1, $2, 'member')", workspace, user
+        )
         await admin.execute("UPDATE sessions SET workspace_id = $1 WHERE user_id = $2", workspace, user)
         renewed = await http.post("/api/v1/auth/refresh", json={"refresh_token": session["refresh_token"]})
         session = renewed.json()["data"]
@@ -228,7 +232,8 @@ async def in_one_task[T](context: AbstractAsyncContextManager[T]) -> AsyncIterat
             await left.wait()
 
     task = asyncio.create_task(hold())
-    await asyncio.wait({task, entered}, return_when=asyncio.FIRST_COMPLETED)
+    waiting: set[asyncio.Future[Any]] = {task, entered}
+    await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
     if not entered.done():
         task.result()
     yield entered.result()

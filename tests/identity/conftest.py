@@ -33,14 +33,10 @@ async def ada(service: IdentityService) -> TokenAnswer:
     return await service.sign_up(email="ada@example.com", password=PASSWORD)
 
 
-class Statements(list[str]):
-    """The statements that were sent, without BEGIN and COMMIT."""
-
-
 @contextmanager
-def statements(database: Database) -> Iterator[Statements]:
-    """Record what either role sends inside the block, the binding of the workspace left out."""
-    sent = Statements()
+def statements(database: Database) -> Iterator[list[str]]:
+    """Record what either role sends inside the block; BEGIN, COMMIT and the binding of the workspace left out."""
+    sent: list[str] = []
 
     def record(_c: object, _cursor: object, statement: str, *_: object) -> None:
         if "set_config" not in statement:

@@ -65,7 +65,17 @@ def test_garbage_is_invalid(token: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "token", ["", "parley_rt_", GOOD[10:], GOOD + "=", GOOD.replace("parley_rt_", "parley_ak_"), "x" * 86]
+    "token",
+    [
+        "",
+        "parley_rt_",
+        GOOD[10:],
+        GOOD + "=",
+        GOOD[:-2] + "==",
+        GOOD.replace("_rt_A", "_rt_B"),
+        GOOD.replace("parley_rt_", "parley_ak_"),
+        "x" * 86,
+    ],
 )
 def test_malformed_tokens_are_invalid(token: str) -> None:
     with pytest.raises(RefreshInvalid):

@@ -23,6 +23,7 @@ from parley.identity.errors import (
     TokenExpired,
     TokenInvalid,
 )
+from parley.identity.repository import UnscopedIdentityRepository
 from parley.identity.schemas import TokenAnswer
 from parley.identity.service import IdentityService
 from parley.identity.setup import Identity, build_identity
@@ -163,6 +164,16 @@ async def test_a_bcrypt_hash_is_upgraded_at_sign_in(
     assert await admin.fetchval("SELECT password_hash FROM credentials") == row["password_hash"]
 
 
+async def test_an_upgrade_of_a_hash_never_takes_back_a_changed_password(
+    database: Database, ada: TokenAnswer, admin: asyncpg.Connection
+) -> None:
+    await admin.execute("UPDATE credentials SET password_hash = 'the new one'")
+    async with database.system_unit_of_work() as unit:
+        repository = UnscopedIdentityRepository(unit)
+        await repository.replace_hash(ada.user.id, old="the old one", new="the old one, upgraded", now=clock.now())
+    assert await admin.fetchval("SELECT password_hash FROM credentials") == "the new one"
+
+
 async def join(admin: asyncpg.Connection, user_id: UUID, role: str) -> UUID:
     workspace: UUID = await admin.fetchval(
         "INSERT INTO workspaces (id, name, personal) VALUES ($1, 'Team', false) RETURNING id", uuid4()
@@ -266,6 +277,34 @@ async def test_signing_out_needs_one_of_our_tokens(service: IdentityService, ada
     with pytest.raises(RefreshInvalid):
         await service.sign_out(None, refresh_token=ada.refresh_token[:-1] + "!")
     await service.refresh(ada.refresh_token)
+
+
+async def test_signing_out_of_a_session_that_is_not_there(
+    service: IdentityService, ada: TokenAnswer, admin: asyncpg.Connection
+) -> None:
+    await admin.execute("DELETE FROM sessions")
+    await service.sign_out(ada.access_token)
+    with pytest.raises(RefreshInvalid):
+        await service.sign_out(None, refresh_token=ada.refresh_token)
+
+
+async def test_of_two_users_each_signs_in_to_their_own(service: IdentityService, ada: TokenAnswer) -> None:
+    bob = await service.sign_up(email="bob@example.com", password=PASSWORD)
+    for signed_up in (ada, bob, ada):
+        answer = await sign_in(service, signed_up.user.email)
+        assert (answer.user, answer.workspace) == (signed_up.user, signed_up.workspace)
+        again = await service.refresh(answer.refresh_token)
+        assert (again.user, again.workspace) == (signed_up.user, signed_up.workspace)
+
+
+async def test_a_membership_that_goes_within_the_cache_shows_nothing(
+    service: IdentityService, identity: Identity, ada: TokenAnswer, admin: asyncpg.Connection
+) -> None:
+    scope = (await identity.authenticator.authenticate(ada.access_token)).scope
+    await admin.execute("DELETE FROM memberships")
+    assert (await identity.authenticator.authenticate(ada.access_token)).scope == scope
+    with pytest.raises(SessionRevoked):
+        await service.me(scope)
 
 
 async def test_me_and_rename(service: IdentityService, identity: Identity, ada: TokenAnswer) -> None:

@@ -187,6 +187,27 @@ async def test_every_close_is_said(live_server: LiveServer, ada: Account, caplog
     assert not [record.getMessage() for record in caplog.records]
 
 
+async def test_who_leaves_in_the_middle_leaves_no_trace(
+    live_server: LiveServer, ada: Account, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A client that goes away while it is being answered is no error of the server."""
+    hello = masked(1, json.dumps({"t": "hello", "v": 1, "auth": {"token": ada.access_token}}).encode())
+    unsub = masked(1, b'{"t":"unsub","id":1,"ch":"x"}')
+
+    async def leave(frames: int, *, politely: bool) -> None:
+        reader, writer = await raw_handshake(live_server)
+        writer.write(hello + unsub * frames + (masked(8, b"\x03\xe8") if politely else b""))
+        await writer.drain()
+        await reader.read(100)
+        writer.transport.abort()
+
+    with caplog.at_level(logging.ERROR):
+        for politely in (True, False):
+            await asyncio.gather(*(leave(n, politely=politely) for n in range(0, 120, 3)))
+        await poll(lambda: not any(c.scope.user_id == ada.user_id for c in live_server.realtime.connections))
+    assert not [record.getMessage() for record in caplog.records]
+
+
 async def test_an_id_comes_back_as_it_was_sent(peer: Peer) -> None:
     for id_ in (0, -1, 2**53, 2**63 - 1, -(2**63), "", "7", "é😀", "x" * 64, 'a"b\\c\n'):
         await peer.send("unsub", id=id_, ch="nothing")

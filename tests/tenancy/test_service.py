@@ -65,3 +65,17 @@ async def test_a_home_is_the_preferred_place_only_while_a_member(
         found = await UnscopedWorkspaces(unit).find_home(ada, preferred=preferred)
     assert found is not None
     assert (found.id, found.name, found.role) == (team, "Team", Role.ADMIN)
+
+
+async def test_a_home_is_never_a_strangers(database: Database, ada: UUID, admin: asyncpg.Connection) -> None:
+    """The system role sees everyone's workspaces: the condition on the user is all that keeps them apart."""
+    bob = UUID(int=2)
+    await admin.execute("INSERT INTO users VALUES ($1, 'bob@example.com', 'bob@example.com', NULL, false)", bob)
+    async with database.system_unit_of_work() as unit:
+        workspaces = UnscopedWorkspaces(unit)
+        first = await workspaces.create_personal(ada, owner_name="Ada")
+        second = await workspaces.create_personal(bob, owner_name="Bob")
+    for user, own, other in ((ada, first, second), (bob, second, first)):
+        preferred = select(col(Workspace.id)).where(col(Workspace.id) == other.id).scalar_subquery()
+        async with database.system_unit_of_work() as unit:
+            assert await UnscopedWorkspaces(unit).find_home(user, preferred=preferred) == own

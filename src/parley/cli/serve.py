@@ -19,6 +19,7 @@ from parley.core.logging import configure_logging
 from parley.core.settings import Settings, load_settings
 from parley.llm.registry import ModelRegistry
 from parley.main import create_app
+from parley.realtime.protocol import SocketProtocol
 
 logger = logging.getLogger(__name__)
 
@@ -112,7 +113,7 @@ def uvicorn_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         http="httptools",
-        ws="websockets-sansio",
+        ws=SocketProtocol,
         ws_max_size=settings.realtime.frame_bytes,
         ws_per_message_deflate=False,
         access_log=False,

@@ -8,7 +8,6 @@ import asyncio
 import logging
 import time
 from collections import deque
-from contextlib import suppress
 from typing import Any
 
 from starlette.types import Receive, Send
@@ -21,6 +20,7 @@ from parley.realtime import frames
 from parley.realtime.channels import ChannelNotFound, Snapshot
 from parley.realtime.cursor import Cursor
 from parley.realtime.events import LoggedEvent
+from parley.realtime.flow import Bucket, Closing, Subscription
 from parley.realtime.frames import BadFrame, Close
 from parley.realtime.log import Head
 from parley.realtime.service import Realtime
@@ -28,59 +28,10 @@ from parley.realtime.service import Realtime
 logger = logging.getLogger(__name__)
 
 _QUEUED_ANSWERS = 256
+_QUEUED_BYTES = 256 * 1024
+_LAST_WORDS_S = 1.0
 _TURN_BYTES = 32 * 1024
 _CHECK_S = 5.0
-
-
-class Closing(Exception):
-    """Close the socket with a code."""
-
-    def __init__(self, code: int, reason: str = "") -> None:
-        super().__init__(reason)
-        self.code = code
-        self.reason = reason
-
-
-class _Subscription:
-    """A cursor, and what the client has acknowledged of it."""
-
-    __slots__ = ("_outstanding", "cursor", "live_sent", "unacked")
-
-    def __init__(self, cursor: Cursor) -> None:
-        self.cursor = cursor
-        self.live_sent = False
-        self.unacked = 0
-        self._outstanding: deque[tuple[int, int]] = deque()
-
-    def sent(self, seq: int, size: int) -> None:
-        self._outstanding.append((seq, size))
-        self.unacked += size
-
-    def acked(self, seq: int) -> bool:
-        """Note an acknowledgement; returns whether it was progress."""
-        before = self.unacked
-        while self._outstanding and self._outstanding[0][0] <= seq:
-            self.unacked -= self._outstanding.popleft()[1]
-        return self.unacked < before
-
-
-class _Bucket:
-    """A token bucket: `rate` a second, `burst` at once."""
-
-    __slots__ = ("_at", "_burst", "_level", "_rate")
-
-    def __init__(self, rate: float, burst: float) -> None:
-        self._rate, self._burst, self._level, self._at = rate, burst, burst, time.monotonic()
-
-    def take(self) -> float:
-        """Take one; returns 0, or in how many seconds there will be one."""
-        now = time.monotonic()
-        self._level = min(self._burst, self._level + (now - self._at) * self._rate)
-        self._at = now
-        if self._level >= 1:
-            self._level -= 1
-            return 0
-        return (1 - self._level) / self._rate
 
 
 class Connection:
@@ -95,93 +46,85 @@ class Connection:
         self._receive = receive
         self._send = send
         self._answers: deque[str] = deque()
+        self._answer_bytes = 0
         self._room = asyncio.Event()
         self._room.set()
         self._wake = asyncio.Event()
-        self._subscriptions: dict[str, _Subscription] = {}
+        self._subscriptions: dict[str, Subscription] = {}
         self._bad_frames = 0
-        self._requests = _Bucket(self._settings.frames_per_s, self._settings.frames_burst)
-        self._signals = _Bucket(self._settings.frames_per_s * 10, self._settings.frames_burst * 10)
+        self._requests = Bucket(self._settings.frames_per_s, self._settings.frames_burst)
+        self._signals = Bucket(self._settings.frames_per_s * 10, self._settings.frames_burst * 10)
         self._dropped = 0
         self._heard = self._acked = time.monotonic()
         self._heartbeat_at = self._heard + self._settings.heartbeat_s
         self._told_expiring = False
         self._batches = False
         self._timer: asyncio.TimerHandle | None = None
-        self._closing: Closing | None = None
+        self._ended: asyncio.Future[Closing] = asyncio.get_running_loop().create_future()
 
     async def run(self, hello: frames.Hello) -> Closing:
         """Serve until either side is done. Returns how it ended."""
         self._batches = "batch" in hello.caps
         self._queue(self._welcome())
-        writer = asyncio.create_task(self._write(), name=f"socket-{self.id}")
-        reader = asyncio.current_task()
-        assert reader is not None
-        # The writer may be the one to end it (slow consumer, expiry): then the reader must not wait for a frame.
-        writer.add_done_callback(lambda _: reader.cancel() if self._closing is not None else None)
+        reader = asyncio.create_task(self._read(hello), name=f"socket-in-{self.id}")
+        writer = asyncio.create_task(self._write(), name=f"socket-out-{self.id}")
         self._tick()
         try:
-            for wanted in hello.subs:
-                await self._answer_to(frames.Sub(t="sub", id="hello", ch=wanted.ch, since=wanted.since), greeting=True)
-            await self._read()
-        except asyncio.CancelledError:
-            if self._closing is None:
-                raise
-            reader.uncancel()
-        except Closing as closing:
-            self._closing = closing
+            closing = await self._ended
         finally:
             if self._timer:
                 self._timer.cancel()
+            reader.cancel()
+            await asyncio.wait({reader})
             for subscription in self._subscriptions.values():
                 subscription.cursor.close()
             self._subscriptions.clear()
-            await self._stop(writer)
-        return self._closing or Closing(Close.NORMAL)
-
-    async def _stop(self, writer: asyncio.Task[None]) -> None:
-        if not writer.done():
             # What was answered before the end is still sent, if the client takes it.
-            with suppress(TimeoutError, Exception):
-                async with asyncio.timeout(1):
-                    while self._answers and self._closing is not None:
-                        self._wake.set()
-                        await asyncio.sleep(0)
+            self._wake.set()
+            await asyncio.wait({writer}, timeout=_LAST_WORDS_S)
             writer.cancel()
-        with suppress(asyncio.CancelledError, Exception):
-            await writer
+            await asyncio.wait({writer})
+        return closing
 
     def wake(self) -> None:
         """Something is to be written."""
         self._wake.set()
 
     def end(self, code: int, reason: str = "") -> None:
-        """Close from outside the connection's own tasks."""
-        if self._closing is None:
-            self._closing = Closing(code, reason)
-        self._wake.set()
+        """End the connection; the first reason counts."""
+        if not self._ended.done():
+            self._ended.set_result(Closing(code, reason))
 
     # -- reading -------------------------------------------------------------------------------------------------
 
-    async def _read(self) -> None:
-        while True:
-            message = await self._receive()
-            if message["type"] == "websocket.disconnect":
-                raise Closing(message.get("code") or Close.NORMAL, "client")
-            text = message.get("text")
-            if text is None:
-                raise Closing(Close.BINARY, "binary frames are not taken")
-            if (
-                len(text) > self._settings.frame_bytes
-                or len(text.encode("utf-8", "replace")) > self._settings.frame_bytes
-            ):
-                raise Closing(Close.TOO_BIG, "frame too large")
-            self._heard = time.monotonic()
-            try:
-                frame = frames.parse(text)
-            except BadFrame as bad:
-                await self._reject(bad)
-                continue
+    async def _read(self, hello: frames.Hello) -> None:
+        try:
+            for wanted in hello.subs:
+                await self._answer_to(frames.Sub(t="sub", id="hello", ch=wanted.ch, since=wanted.since), greeting=True)
+            while True:
+                await self._read_frame()
+        except Closing as closing:
+            self.end(closing.code, closing.reason)
+        except Exception:
+            logger.exception("socket reader failed")
+            self.end(Close.SERVER_ERROR, "internal")
+
+    async def _read_frame(self) -> None:
+        message = await self._receive()
+        if message["type"] == "websocket.disconnect":
+            raise Closing(message.get("code") or Close.NORMAL, "client")
+        text = message.get("text")
+        if text is None:
+            raise Closing(Close.BINARY, "binary frames are not taken")
+        limit = self._settings.frame_bytes
+        if len(text) > limit or len(text.encode("utf-8", "replace")) > limit:
+            raise Closing(Close.TOO_BIG, "frame too large")
+        self._heard = time.monotonic()
+        try:
+            frame = frames.parse(text)
+        except BadFrame as bad:
+            await self._reject(bad)
+        else:
             await self._take(frame)
 
     async def _reject(self, bad: BadFrame) -> None:
@@ -214,9 +157,10 @@ class Connection:
                 else:
                     await self._answer_to(frame)
 
-    def _limit(self, bucket: _Bucket, id: int | str | None) -> float:
+    def _limit(self, bucket: Bucket, id: int | str | None) -> float:
         wait = bucket.take()
-        self._dropped = self._dropped + 1 if wait else 0
+        # Every frame that is taken makes good one that was not: who keeps sending too much is found out.
+        self._dropped = self._dropped + 1 if wait else max(self._dropped - 1, 0)
         if self._dropped > self._settings.frames_burst or (wait and id is None):
             raise Closing(Close.TOO_MANY, "too many frames")
         return wait
@@ -276,13 +220,13 @@ class Connection:
                 recovered=why == "ok", why=why,
             )
         )  # fmt: skip
-        subscription = _Subscription(cursor)
+        subscription = Subscription(cursor)
         if snapshot is not None:
             await self._say_snapshot(subscription, snapshot)
         self._subscriptions[frame.ch] = subscription
         self.wake()
 
-    async def _say_snapshot(self, subscription: _Subscription, snapshot: Snapshot) -> None:
+    async def _say_snapshot(self, subscription: Subscription, snapshot: Snapshot) -> None:
         size = 0
         for text in snapshot.frames(subscription.cursor.channel):
             size += len(text)
@@ -325,11 +269,10 @@ class Connection:
         )  # fmt: skip
 
     async def _say(self, text: str) -> None:
-        while len(self._answers) >= _QUEUED_ANSWERS:
+        while len(self._answers) >= _QUEUED_ANSWERS or self._answer_bytes > _QUEUED_BYTES:
             self._room.clear()
             await self._room.wait()
-        self._answers.append(text)
-        self._wake.set()
+        self._queue(text)
 
     async def _put(self, text: str) -> None:
         await self._send({"type": "websocket.send", "text": text})
@@ -340,27 +283,27 @@ class Connection:
                 await self._wake.wait()
                 self._wake.clear()
                 await self._write_answers()
-                if self._closing is not None:
+                if self._ended.done():
                     return
                 for name, subscription in list(self._subscriptions.items()):
                     await self._write_events(name, subscription)
         except (OSError, RuntimeError) as error:
             # The peer is gone: the reader hears of it as a disconnect.
             logger.debug("socket write failed", extra={"cause": type(error).__name__})
-        except Closing as closing:
-            self._closing = self._closing or closing
         except AppError as error:
-            self._closing = self._closing or Closing(Close.RETRY, error.code)
+            self.end(Close.RETRY, error.code)
         except Exception:
             logger.exception("socket writer failed")
-            self._closing = self._closing or Closing(Close.SERVER_ERROR, "internal")
+            self.end(Close.SERVER_ERROR, "internal")
 
     async def _write_answers(self) -> None:
         while self._answers:
-            await self._put(self._answers.popleft())
+            text = self._answers.popleft()
+            self._answer_bytes -= len(text)
+            await self._put(text)
             self._room.set()
 
-    async def _write_events(self, name: str, subscription: _Subscription) -> None:
+    async def _write_events(self, name: str, subscription: Subscription) -> None:
         cursor = subscription.cursor
         if self._subscriptions.get(name) is not subscription:
             return
@@ -388,7 +331,7 @@ class Connection:
         if cursor.is_behind or cursor.lost:
             self._wake.set()
 
-    async def _write_some(self, subscription: _Subscription, events: list[LoggedEvent]) -> int:
+    async def _write_some(self, subscription: Subscription, events: list[LoggedEvent]) -> int:
         """Send events; return how many bytes that was."""
         texts: list[str] = []
         size = total = 0
@@ -417,7 +360,7 @@ class Connection:
         except ChannelNotFound:
             await self._put(frames.encode(t="unsubbed", ch=name, code="not_found", retry="never"))
             return
-        anew = _Subscription(cursor)
+        anew = Subscription(cursor)
         await self._put(_subbed_again(cursor, head))
         assert snapshot is not None
         for text in snapshot.frames(cursor.channel):
@@ -441,7 +384,7 @@ class Connection:
         if now >= self._heartbeat_at:
             self._heartbeat_at = now + self._settings.heartbeat_s
             heads = {s.cursor.channel.name: s.cursor.head for s in self._subscriptions.values()}
-            self._queue(frames.encode(t="hb", ts=clock.milliseconds(), heads=heads))
+            self._remind(frames.encode(t="hb", ts=clock.milliseconds(), heads=heads))
         if now - self._heard > self._settings.silence_timeout_s:
             self.end(Close.HEARTBEAT_TIMEOUT, "no frame in time")
         unacked = self._unacked()
@@ -453,12 +396,17 @@ class Connection:
             self.end(Close.EXPIRED, "credential expired")
         elif left <= 60 and not self._told_expiring:
             self._told_expiring = True
-            self._queue(frames.encode(t="auth.expiring", at=int(self._expires_at)))
+            self._remind(frames.encode(t="auth.expiring", at=int(self._expires_at)))
 
     def _queue(self, text: str) -> None:
+        self._answers.append(text)
+        self._answer_bytes += len(text)
+        self._wake.set()
+
+    def _remind(self, text: str) -> None:
+        """Queue a frame that may be left out: whoever does not read needs no heartbeat."""
         if len(self._answers) < _QUEUED_ANSWERS:
-            self._answers.append(text)
-            self._wake.set()
+            self._queue(text)
 
 
 def _subbed_again(cursor: Cursor, head: Head) -> str:

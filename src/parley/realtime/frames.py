@@ -10,7 +10,9 @@ from typing import Annotated, Any, Literal
 from uuid import UUID
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StrictInt, TypeAdapter, ValidationError
+
+from parley.core.schemas import Text
 
 SUBPROTOCOL = "parley.v1"
 VERSION = 1
@@ -46,7 +48,8 @@ class _Frame(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
 
-RequestId = int | Annotated[str, Field(max_length=64)]
+# What can be sent back: orjson writes 64-bit numbers and whole code points.
+RequestId = Annotated[int, Field(strict=True, ge=-(2**63), lt=2**64)] | Annotated[Text, Field(max_length=64)]
 ChannelName = Annotated[str, Field(min_length=1, max_length=200)]
 
 
@@ -62,7 +65,7 @@ class Since(_Frame):
     """A position. `seq` of -1: live only."""
 
     ep: str | None = Field(default=None, max_length=64)
-    seq: int = Field(ge=-1)
+    seq: int = Field(ge=-1, strict=True)
 
 
 class HelloSubscription(_Frame):
@@ -76,7 +79,7 @@ class Hello(_Frame):
     """The first frame."""
 
     t: Literal["hello"]
-    v: int
+    v: int = Field(strict=True)
     auth: Auth
     client: Any = None
     caps: list[str] = Field(default_factory=list, max_length=16)
@@ -105,7 +108,7 @@ class Ack(_Frame):
     """Processed up to these positions."""
 
     t: Literal["ack"]
-    a: dict[str, int] = Field(max_length=200)
+    a: dict[str, StrictInt] = Field(max_length=200)
 
 
 class Heartbeat(_Frame):
@@ -113,7 +116,7 @@ class Heartbeat(_Frame):
 
     t: Literal["hb"]
     ts: int | float | None = None
-    a: dict[str, int] | None = Field(default=None, max_length=200)
+    a: dict[str, StrictInt] | None = Field(default=None, max_length=200)
 
 
 class Renew(_Frame):
@@ -163,6 +166,7 @@ ClientFrame = Annotated[
     Hello | Sub | Unsub | Ack | Heartbeat | Renew | ChatSend | ReplyCancel, Field(discriminator="t")
 ]
 _client_frame: TypeAdapter[ClientFrame] = TypeAdapter(ClientFrame)
+_request_id: TypeAdapter[RequestId] = TypeAdapter(RequestId)
 
 
 class BadFrame(Exception):
@@ -181,7 +185,7 @@ def parse(text: str) -> ClientFrame:
     except orjson.JSONDecodeError:
         # orjson refuses unpaired surrogates, which JSON allows: that frame is well-formed, its content is not taken.
         try:
-            value = json.loads(text)
+            value = json.loads(text, parse_constant=_no_constant)
         except (ValueError, RecursionError):
             raise BadFrame("not valid JSON") from None
     if not isinstance(value, dict):
@@ -189,12 +193,22 @@ def parse(text: str) -> ClientFrame:
     try:
         return _client_frame.validate_python(value)
     except ValidationError as error:
-        id_ = value.get("id")
-        id_ = id_ if isinstance(id_, int | str) and not isinstance(id_, bool) and len(str(id_)) <= 64 else None
+        id_ = _readable_id(value.get("id"))
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
         where = ".".join(str(part) for part in first["loc"][1:])
         kind = "unknown or missing `t`" if first["type"].startswith("union_tag") else f"{where}: {first['msg']}"
         raise BadFrame(kind[:200], id_) from None
+
+
+def _no_constant(name: str) -> object:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _readable_id(value: object) -> int | str | None:
+    try:
+        return _request_id.validate_python(value)
+    except ValidationError:
+        return None
 
 
 def encode(**fields: Any) -> str:

@@ -12,12 +12,15 @@ from parley.core.errors import AppError, Unauthenticated, Unavailable
 from parley.core.logging import log_context
 from parley.core.scope import Credential
 from parley.realtime import frames
-from parley.realtime.connection import Closing, Connection
+from parley.realtime.connection import Connection
+from parley.realtime.flow import Closing
 from parley.realtime.frames import BadFrame, Close
+from parley.realtime.protocol import ABORT
 from parley.realtime.service import Realtime
 
 logger = logging.getLogger(__name__)
 
+_CLOSE_S = 2.0
 _LOOPBACK = {"localhost", "127.0.0.1", "[::1]", "::1"}
 
 
@@ -59,12 +62,15 @@ class RealtimeEndpoint:
                 closing = refused
             except asyncio.CancelledError:
                 raise
+            except OSError:
+                # The peer left while it was being answered.
+                closing = Closing(Close.NORMAL, "client")
             except Exception:
                 logger.exception("connection failed")
                 closing = Closing(Close.SERVER_ERROR, "internal")
             logger.info("socket closed", extra={"code": closing.code, "reason": closing.reason})
             if closing.reason != "client":
-                await _close(send, closing)
+                await _close(scope, send, closing)
 
     async def _serve(self, realtime: Realtime, receive: Receive, send: Send, id_: str) -> Closing:
         hello = await self._hello(realtime, receive, send)
@@ -140,8 +146,13 @@ async def _say(send: Send, text: str) -> None:
     await send({"type": "websocket.send", "text": text})
 
 
-async def _close(send: Send, closing: Closing) -> None:
+async def _close(scope: AsgiScope, send: Send, closing: Closing) -> None:
     try:
-        await send({"type": "websocket.close", "code": closing.code, "reason": closing.reason[:120]})
+        async with asyncio.timeout(_CLOSE_S):
+            await send({"type": "websocket.close", "code": closing.code, "reason": closing.reason[:120]})
+    except TimeoutError:
+        # It does not read: what was sent before, and this, would wait in memory for ever.
+        if abort := scope.get("extensions", {}).get(ABORT):
+            abort()
     except (RuntimeError, OSError) as error:
         logger.debug("peer was gone before the close", extra={"cause": type(error).__name__})

@@ -1,0 +1,21 @@
+"""uvicorn's WebSocket protocol, with one addition: a connection can be cut off at once.
+
+An ASGI application can only ask for a close, which waits until the peer has taken what was sent before. A peer that
+does not read never takes it.
+"""
+
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets.http11 import Request
+
+ABORT = "parley.abort"
+
+
+class SocketProtocol(WebSocketsSansIOProtocol):
+    """Offers `abort` in the scope's extensions."""
+
+    def handle_connect(self, event: Request) -> None:
+        """Take a handshake."""
+        super().handle_connect(event)
+        # The application's task was made and has not begun to run.
+        if scope := getattr(self, "scope", None):
+            scope.setdefault("extensions", {})[ABORT] = self.transport.abort

@@ -42,7 +42,8 @@ class ServerProcess:
 def start_server(data_dir: Path, **environment: str) -> ServerProcess:
     """Start a server and return once it answers."""
     log = data_dir.parent / f"{data_dir.name}-{time.monotonic_ns()}.log"
-    clean = {key: value for key, value in os.environ.items() if not key.startswith(("PARLEY_", "OPENAI_", "ANTHROPIC_"))}
+    ours = ("PARLEY_", "OPENAI_", "ANTHROPIC_", "LOCAL_LLM_")
+    clean = {key: value for key, value in os.environ.items() if not key.startswith(ours)}
     with log.open("wb") as out:
         process = subprocess.Popen(
             [sys.executable, "-m", "parley.cli", "serve", "--port", "0"],

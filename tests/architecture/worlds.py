@@ -281,7 +281,12 @@ async def socket_of(app: FastAPI, person: Person, *, subs: tuple[str, ...] = ())
     async with (
         ASGIWebSocketTransport(app=app) as transport,
         httpx.AsyncClient(transport=transport, base_url="http://parley.test") as client,
-        aconnect_ws("http://parley.test/api/v1/realtime", client, subprotocols=["parley.v1"]) as session,
+        aconnect_ws(
+            "http://parley.test/api/v1/realtime",
+            client,
+            subprotocols=["parley.v1"],
+            session_class=AsyncWebSocketSession,
+        ) as session,
     ):
         socket = Socket(session)
         await socket.send(t="hello", v=1, auth={"token": person.token}, subs=[{"ch": channel} for channel in subs])

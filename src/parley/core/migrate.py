@@ -1,11 +1,10 @@
 """Running migrations, and knowing whether the schema is the one that this code expects."""
 
-import asyncio
 from pathlib import Path
 
 from alembic import command
 from alembic.config import Config
-from alembic.script import ScriptDirectory
+from alembic.script import Script, ScriptDirectory
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
@@ -58,9 +57,9 @@ async def current_revision(database: Database) -> str | None:
             raise
 
 
-async def upgrade_async(urls: DatabaseUrls) -> None:
-    """Apply migrations from a running event loop, in a thread of its own."""
-    await asyncio.to_thread(upgrade, urls)
+def scripts() -> list[Script]:
+    """Return the migrations, the newest first."""
+    return list(ScriptDirectory.from_config(alembic_config(None)).walk_revisions())
 
 
 def migrations_folder() -> Path:

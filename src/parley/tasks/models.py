@@ -26,6 +26,5 @@ class Task(TenantTable, table=True):
     description: str | None = Field(default=None, max_length=DESCRIPTION_LENGTH)
     completed: bool = False
     due_at: datetime | None = None
-    # First, since the next line puts a column in the place of the function.
-    updated_at: datetime = filled_in()
     created_at: datetime = filled_in()
+    updated_at: datetime = filled_in()

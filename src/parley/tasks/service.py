@@ -68,7 +68,7 @@ class TaskReader:
     def _own(self, row: RowMapping) -> TaskRead:
         if row["user_id"] != self._scope.user_id or row["workspace_id"] != self._scope.workspace_id:
             raise TaskNotFound
-        # The database's values are of the right types already: validating them once more is most of a read's cost.
+        # Not validated once more: the values come from columns of the right types.
         return TaskRead.model_construct(**row)
 
     async def get_task(self, id: UUID) -> TaskRead:

@@ -19,7 +19,8 @@ _NOT_HANDED_ON = ("PARLEY_", "OPENAI_", "ANTHROPIC_", "LOCAL_LLM_", "PG")
 def environment(**more: str) -> dict[str, str]:
     """Return this process's environment without anyone's settings, keys and addresses."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(_NOT_HANDED_ON)}
-    return kept | {"PYTHONPATH": str(ROOT), **more}
+    path = os.pathsep.join([str(ROOT), *filter(None, [kept.get("PYTHONPATH")])])
+    return kept | {"PYTHONPATH": path, **more}
 
 
 @contextmanager

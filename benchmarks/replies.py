@@ -65,6 +65,7 @@ class Follower:
         async with asyncio.timeout(30):
             await self.socket.welcome
             await self._subscribed
+        self.socket.closed.add_done_callback(lambda closed: self._fail(f"closed: {closed.result()}"))
         self._ack()
         return self
 
@@ -102,12 +103,16 @@ class Follower:
                 if not self._subscribed.done():
                     self._subscribed.set_result(None)
             case "err":
-                self.faults.failed += 1
-                error = RuntimeError(f"{frame['code']}: {frame['msg']}")
-                for waited in (self._subscribed, self.ok, self.first, self.ended):
-                    if not waited.done():
-                        waited.set_exception(error)
-                        waited.exception()
+                self._fail(f"{frame['code']}: {frame['msg']}")
+
+    def _fail(self, why: str) -> None:
+        """Tell all who wait for something that it will not come."""
+        waited = [one for one in (self._subscribed, self.ok, self.first, self.ended) if not one.done()]
+        if self.sent_at and waited:
+            self.faults.failed += 1
+        for one in waited:
+            one.set_exception(RuntimeError(why))
+            one.exception()
 
     def _event(self, frame: dict[str, Any], now: int) -> None:
         seq = frame["seq"]

@@ -60,7 +60,8 @@ def upgrade() -> None:
             CONSTRAINT uq_messages_workspace_id_author_id_cid UNIQUE (workspace_id, author_id, cid),
             CONSTRAINT fk_messages_workspace_id_conversation_id FOREIGN KEY (workspace_id, conversation_id)
                 REFERENCES conversations (workspace_id, id) ON DELETE CASCADE,
-            CONSTRAINT fk_messages_workspace_id_parent_id FOREIGN KEY (workspace_id, parent_id) REFERENCES messages (workspace_id, id)
+            CONSTRAINT fk_messages_workspace_id_parent_id FOREIGN KEY (workspace_id, parent_id)
+                REFERENCES messages (workspace_id, id)
         )
         """
     )

@@ -83,7 +83,7 @@ def create_app(settings: Settings) -> FastAPI:
         allow_credentials=True,
         allow_methods=["GET", "POST", "PUT", "PATCH", "DELETE"],
         allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID", "X-Request-ID"],
-        expose_headers=["X-Request-ID", "Retry-After", "Location"],
+        expose_headers=["X-Request-ID", "X-Total-Count", "Retry-After", "Location"],
     )
     app.add_middleware(ServiceMiddleware, body_bytes=settings.body_bytes)
     return app

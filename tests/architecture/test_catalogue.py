@@ -127,7 +127,7 @@ MUTANTS = (
     ),
     Mutant(
         "foreign key narrowed to one column",
-        "ALTER TABLE messages DROP CONSTRAINT fk_messages_workspace_id;"
+        "ALTER TABLE messages DROP CONSTRAINT fk_messages_workspace_id_conversation_id;"
         "CREATE UNIQUE INDEX uq_conversations_id ON conversations (id);"
         "ALTER TABLE messages ADD CONSTRAINT fk_narrow FOREIGN KEY (conversation_id) REFERENCES conversations (id)",
         {
@@ -351,7 +351,7 @@ async def test_a_row_cannot_point_into_another_workspace(two: TwoWorkspaces) -> 
 
 async def test_through_a_foreign_key_of_one_column_it_can(two: TwoWorkspaces) -> None:
     await two.admin.execute(
-        "ALTER TABLE messages DROP CONSTRAINT fk_messages_workspace_id;"
+        "ALTER TABLE messages DROP CONSTRAINT fk_messages_workspace_id_conversation_id;"
         "CREATE UNIQUE INDEX uq_conversations_id ON conversations (id);"
         "ALTER TABLE messages ADD FOREIGN KEY (conversation_id) REFERENCES conversations (id) ON DELETE CASCADE"
     )

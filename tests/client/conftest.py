@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
+
 from tests.client.scripted import ScriptedServer, Watched
 
 Watch = Callable[..., Watched]

@@ -110,6 +110,7 @@ class Watched:
 
     def __init__(self, url: str, *, timing: Timing | None = None, **options: Any) -> None:
         self.delays: list[float] = []
+        self.slept: asyncio.Queue[float] = asyncio.Queue()
         self.changes: list[ConnectionChange] = []
         self.events: list[tuple[str, str, Frame]] = []
         self.credentials_asked = 0
@@ -127,10 +128,12 @@ class Watched:
 
     async def _credentials(self) -> dict[str, str]:
         self.credentials_asked += 1
+        await asyncio.sleep(0)  # a real one goes over the network: what is asked meanwhile goes into `hello`
         return {"ticket": f"tk_{self.credentials_asked}"}
 
     async def _sleep(self, seconds: float) -> None:
         self.delays.append(seconds)
+        self.slept.put_nowait(seconds)
         await asyncio.sleep(0)
 
     def _change(self, change: ConnectionChange) -> None:

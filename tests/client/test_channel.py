@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from tests.client.author import CHANNEL, Author, steps
 
 from parley.client.channel import ChannelState, Frame
+from tests.client.author import CHANNEL, Author, steps
 
 
 class Follower:

@@ -4,12 +4,12 @@ import asyncio
 from typing import Any
 
 import pytest
+
+from parley.client import SNAPSHOT, ApiError, ReplyGone, Timing
 from tests.client.author import CHANNEL, Author
 from tests.client.conftest import Watch
 from tests.client.scripted import DEADLINE_S, Peer, ScriptedServer
 from tests.client.test_connection import author, following
-
-from parley.client import SNAPSHOT, ApiError, ReplyGone, Timing
 
 __all__ = ["author"]
 
@@ -206,12 +206,10 @@ async def test_a_refusal(server: ScriptedServer, watch: Watch) -> None:
     await peer.welcome()
     sending = asyncio.create_task(watched.client.send(CHANNEL, "why?", on_active="reject"))
     request = await peer.next("chat.send")
-    await peer.say(
-        {"t": "err", "id": request["id"], "code": "active_reply", "msg": "One is running.", "retry": "never"}
-    )
+    await peer.say({"t": "err", "id": request["id"], "code": "active_reply", "msg": "Wait.", "retry": "never"})
     with pytest.raises(ApiError) as caught:
         await sending
-    assert (caught.value.status, caught.value.code, caught.value.message) == (409, "active_reply", "One is running.")
+    assert (caught.value.status, caught.value.code, caught.value.message) == (409, "active_reply", "Wait.")
 
 
 async def test_a_refusal_for_now_is_tried_again(server: ScriptedServer, watch: Watch) -> None:
@@ -287,9 +285,8 @@ async def test_a_subscription_that_is_refused_for_now(server: ScriptedServer, wa
     asking = asyncio.create_task(watched.client.subscribe(CHANNEL))
     peer = await server.accept()
     await peer.welcome()
-    await peer.say(
-        {"t": "err", "code": "rate_limited", "msg": "m", "retry": "backoff", "retry_after_ms": 1, "ch": CHANNEL}
-    )
+    refusal = {"t": "err", "code": "rate_limited", "msg": "m", "retry": "backoff", "retry_after_ms": 1}
+    await peer.say({**refusal, "ch": CHANNEL})
     sub = await peer.next("sub")
     first, *rest = author.answer(None)
     await peer.say({**first, "id": sub["id"]}, *rest)

@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from tests.client.author import Author, message, steps
 
 from parley.realtime.fold import (
     apply_reply_event,
@@ -17,6 +16,7 @@ from parley.realtime.fold import (
     digest,
     visible_text,
 )
+from tests.client.author import Author, message, steps
 
 
 def fresh() -> dict[str, Any]:

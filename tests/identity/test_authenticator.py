@@ -3,7 +3,6 @@ from uuid import UUID, uuid4
 
 import asyncpg
 import pytest
-from tests.identity.conftest import PASSWORD, SECRET, statements
 
 from parley.core import clock
 from parley.core.db import Database, DatabaseUrls
@@ -16,6 +15,7 @@ from parley.identity.errors import SessionExpired, SessionRevoked, TokenExpired,
 from parley.identity.schemas import TokenAnswer
 from parley.identity.service import IdentityService
 from parley.identity.setup import Identity, build_identity
+from tests.identity.conftest import PASSWORD, SECRET, statements
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ from uuid import UUID
 
 import asyncpg
 import pytest
-from tests.identity.conftest import PASSWORD, SECRET, statements
 
 from parley.core import clock
 from parley.core.db import Database
@@ -17,6 +16,7 @@ from parley.identity.refresh import RefreshTokens
 from parley.identity.schemas import TokenAnswer
 from parley.identity.service import IdentityService
 from parley.identity.setup import Identity, build_identity
+from tests.identity.conftest import PASSWORD, SECRET, statements
 
 DAY_S = 86_400
 REFRESH_TOKENS = RefreshTokens(key_ring((SECRET,), "refresh-token"))

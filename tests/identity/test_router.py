@@ -12,13 +12,13 @@ from uuid import uuid4
 import httpx
 import pytest
 from fastapi import FastAPI
-from tests.conftest import Account, SignUp, http_client, make_settings
 
 from parley.core import clock
 from parley.core.db import DatabaseUrls
 from parley.core.secrets import key_ring
 from parley.core.settings import AuthSettings, Settings
 from parley.identity.schemas import MeRead, TokenAnswer
+from tests.conftest import Account, SignUp, http_client, make_settings
 
 PASSWORD = "correct horse 1"
 SIGN_UP = {"email": "ada@example.com", "password": PASSWORD, "confirmPassword": PASSWORD}

@@ -4,7 +4,6 @@ from uuid import UUID, uuid4
 import asyncpg
 import bcrypt
 import pytest
-from tests.identity.conftest import PASSWORD, SECRET, statements
 
 from parley.core import clock
 from parley.core.db import Database, DatabaseUrls
@@ -27,6 +26,7 @@ from parley.identity.repository import UnscopedIdentityRepository
 from parley.identity.schemas import TokenAnswer
 from parley.identity.service import IdentityService
 from parley.identity.setup import Identity, build_identity
+from tests.identity.conftest import PASSWORD, SECRET, statements
 
 
 async def sign_in(service: IdentityService, email: str = "ada@example.com", password: str = PASSWORD) -> TokenAnswer:

@@ -4,12 +4,12 @@ import asyncpg
 import pytest
 from sqlalchemy import select
 from sqlmodel import col
-from tests.conftest import Account, SignUp
 
 from parley.core.db import Database
 from parley.core.scope import Role, Scope
 from parley.tenancy.models import Workspace
 from parley.tenancy.service import UnscopedWorkspaces, membership_places
+from tests.conftest import Account, SignUp
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from parley.core.scope import CurrentScope
 from parley.realtime.dependencies import RealtimeDep
 
 
-def _chat(request: Request) -> Chat:
+async def _chat(request: Request) -> Chat:
     chat: Chat = request.app.state.chat
     return chat
 
@@ -19,7 +19,7 @@ def _chat(request: Request) -> Chat:
 ChatDep = Annotated[Chat, Depends(_chat)]
 
 
-def _conversations(unit: RequestUnit, scope: CurrentScope, realtime: RealtimeDep) -> ConversationService:
+async def _conversations(unit: RequestUnit, scope: CurrentScope, realtime: RealtimeDep) -> ConversationService:
     return ConversationService(unit, scope, realtime.bus)
 
 

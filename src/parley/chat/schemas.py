@@ -5,13 +5,14 @@ from decimal import Decimal
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from pydantic import ConfigDict, Field, PlainSerializer, StringConstraints, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, PlainSerializer, StringConstraints, model_validator
 
-from parley.core.schemas import ReadModel, RequestModel, Text
+from parley.core.schemas import ReadModel, RequestModel, Text, storable
 
 TEXT_LENGTH = 32_000
 
-Title = Annotated[Text, StringConstraints(strip_whitespace=True, min_length=1, max_length=200)]
+# The constraints come before `storable`: behind another validator Pydantic checks the length but strips nothing.
+Title = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=200), AfterValidator(storable)]
 ModelName = Annotated[Text, StringConstraints(min_length=1, max_length=100)]
 AssistantName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
 

@@ -60,7 +60,7 @@ class ToolBox:
             known = translate(error)
             if known is None:
                 logger.exception("tool failed", exc_info=error, extra={"tool": call.name})
-            return "failed", {"error": known.detail if known else "The tool failed."}
+            return "failed", {"error": known.detail, **known.details} if known else {"error": "The tool failed."}
         text = orjson.dumps(output, default=str).decode()
         return "done", _bounded(orjson.loads(text), text)
 

@@ -5,6 +5,7 @@ log's own machinery. `after_begin` binds workspace and user with transaction sco
 savepoint or a pooled connection can never carry them over (decision 0003).
 """
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -30,6 +31,8 @@ logger = logging.getLogger(__name__)
 APP_ROLE = "parley_app"
 SYSTEM_ROLE = "parley_system"
 OWNER_ROLE = "parley_owner"
+
+_TURN_S = 2.0
 
 _BIND = text("SELECT set_config('app.workspace_id', :workspace, true), set_config('app.user_id', :user, true)")
 _BIND_AND_BECOME = text(
@@ -192,6 +195,9 @@ class Database:
         self.system: AsyncEngine = _engine(
             urls.system, size=settings.system_pool_size, settings=settings, pooled=urls.pooled
         )
+        # First come, first served: SQLAlchemy's pool lets a newcomer pass those who wait, for seconds under load.
+        self._app_turns = asyncio.Semaphore(settings.pool_size)
+        self._system_turns = asyncio.Semaphore(settings.system_pool_size)
 
     async def close(self) -> None:
         """Close every pooled connection."""
@@ -208,7 +214,7 @@ class Database:
         engine = self.app.execution_options(isolation_level="REPEATABLE READ") if snapshot else self.app
         session = _ScopedAsyncSession(engine, expire_on_commit=False, autoflush=False)
         session.sync_session.info.update(scope=scope, become=self.urls.become)
-        async with _transaction(session) as unit:
+        async with _turn(self._app_turns), _transaction(session) as unit:
             yield unit
 
     @asynccontextmanager
@@ -216,7 +222,7 @@ class Database:
         """Open a transaction of the system role. Only classes named `Unscoped…` and the log's machinery may."""
         session = _SystemAsyncSession(self.system, expire_on_commit=False, autoflush=False)
         session.sync_session.info.update(become=self.urls.become)
-        async with _transaction(session) as unit:
+        async with _turn(self._system_turns), _transaction(session) as unit:
             yield unit
 
     async def connect_system(self) -> asyncpg.Connection:
@@ -225,6 +231,20 @@ class Database:
         if self.urls.become:
             await connection.execute(f"SET ROLE {SYSTEM_ROLE}")
         return connection
+
+
+@asynccontextmanager
+async def _turn(turns: asyncio.Semaphore) -> AsyncIterator[None]:
+    """Wait for a connection's turn, but not for long: a caller is better told than kept."""
+    try:
+        async with asyncio.timeout(_TURN_S):
+            await turns.acquire()
+    except TimeoutError:
+        raise Unavailable("The database is busy.", retry_after_s=1) from None
+    try:
+        yield
+    finally:
+        turns.release()
 
 
 @asynccontextmanager

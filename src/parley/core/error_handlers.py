@@ -33,6 +33,9 @@ CATEGORIES: dict[type[errors.AppError], tuple[int, str, str]] = {
 _BY_STATUS = {400: "bad_request", 401: "unauthenticated", 403: "forbidden", 404: "not_found", 405: "method_not_allowed",
               406: "not_acceptable", 413: "too_large", 415: "unsupported_media_type"}  # fmt: skip
 
+# Pydantic's messages for these hold a piece of what was sent.
+_PLAIN = {"uuid_parsing": "Input should be a valid UUID"}
+
 # Pydantic's words for a bound → the name that the contract uses.
 _CONSTRAINTS = ("min_length", "max_length", "ge", "gt", "le", "lt", "pattern", "multiple_of")
 
@@ -69,10 +72,11 @@ def validation_errors(problems: Any) -> list[dict[str, Any]]:
     found = []
     for problem in problems:
         location = [str(part) for part in problem["loc"] if part not in {"body", "query", "path", "header"}]
-        field = ".".join(location) or None
+        # The name of an unknown field is the caller's own text.
+        field = "".join(c for c in ".".join(location) if c.isprintable())[:100] or None
         context = problem.get("ctx") or {}
         bounds = [f"{name}={context[name]}" for name in _CONSTRAINTS if name in context]
-        message = problem["msg"].removeprefix("Value error, ")
+        message = _PLAIN.get(problem["type"]) or problem["msg"].removeprefix("Value error, ")
         found.append(
             {
                 "error": "validation_error",
@@ -113,6 +117,8 @@ async def _on_validation_error(_: Request, error: Exception) -> Response:
     problems = error.errors()
     if any(problem["type"] == "json_invalid" for problem in problems):
         return error_response(errors.BadRequest("The body is not valid JSON."))
+    if any(problem["type"] == "missing" and tuple(problem["loc"]) == ("body",) for problem in problems):
+        return error_response(errors.BadRequest("A JSON body is needed."))
     return respond_error(422, validation_errors(problems))
 
 

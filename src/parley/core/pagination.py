@@ -21,7 +21,7 @@ class PageRequest:
         return (self.page - 1) * self.per_page
 
 
-def _page_request(
+async def _page_request(
     page: Annotated[int, Query(ge=1, le=1_000_000, description="Which page, from 1")] = 1,
     per_page: Annotated[int, Query(ge=1, le=MAX_PER_PAGE, description="Rows per page")] = 20,
 ) -> PageRequest:

@@ -59,11 +59,6 @@ class Authenticator(Protocol):
         ...
 
 
-# Only for the schema and the padlock in /docs: the header is read by `current_scope` itself, which must
-# answer 401 and not 403, and 401 too for a header that is not even text.
-_bearer = HTTPBearer(auto_error=False, scheme_name="bearer", description="An access token from sign-up or sign-in.")
-
-
 def bearer_token(header: str | None) -> str | None:
     """Return the token of an Authorization header, or None when there is none to speak of."""
     if not header:
@@ -72,18 +67,22 @@ def bearer_token(header: str | None) -> str | None:
     return token.strip() or None if scheme.lower() == "bearer" else None
 
 
-async def current_scope(request: Request) -> Scope:
-    """Return the caller's scope, or raise `Unauthenticated`."""
-    authenticator: Authenticator = request.app.state.authenticator
-    credential = await authenticator.authenticate(bearer_token(request.headers.get("authorization")) or "")
-    bind_log_context(workspace_id=str(credential.scope.workspace_id), user_id=str(credential.scope.user_id))
-    return credential.scope
+class ScopeBearer(HTTPBearer):
+    """The bearer scheme of the API's document, which gives the scope itself.
+
+    FastAPI's own answers 403 to a header that it cannot read; here every credential that does not hold is a 401.
+    """
+
+    async def __call__(self, request: Request) -> Scope:  # type: ignore[override]  # the scope and not the raw header
+        """Return the caller's scope, or raise `Unauthenticated`."""
+        authenticator: Authenticator = request.app.state.authenticator
+        credential = await authenticator.authenticate(bearer_token(request.headers.get("authorization")) or "")
+        bind_log_context(workspace_id=str(credential.scope.workspace_id), user_id=str(credential.scope.user_id))
+        return credential.scope
 
 
-async def _documented_scope(
-    scope: Annotated[Scope, Depends(current_scope)], _: Annotated[object, Depends(_bearer)]
-) -> Scope:
-    return scope
+current_scope = ScopeBearer(
+    auto_error=False, scheme_name="bearer", description="An access token from sign-up or sign-in."
+)
 
-
-CurrentScope = Annotated[Scope, Depends(_documented_scope)]
+CurrentScope = Annotated[Scope, Depends(current_scope)]

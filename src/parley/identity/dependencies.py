@@ -9,7 +9,7 @@ from parley.core.scope import bearer_token
 from parley.identity.service import IdentityService
 
 
-def _service(request: Request) -> IdentityService:
+async def _service(request: Request) -> IdentityService:
     service: IdentityService = request.app.state.identity
     return service
 
@@ -17,7 +17,7 @@ def _service(request: Request) -> IdentityService:
 IdentityDep = Annotated[IdentityService, Depends(_service)]
 
 
-def _user_agent(request: Request) -> str | None:
+async def _user_agent(request: Request) -> str | None:
     return request.headers.get("user-agent")
 
 
@@ -27,7 +27,7 @@ UserAgent = Annotated[str | None, Depends(_user_agent)]
 _bearer = HTTPBearer(auto_error=False, scheme_name="bearer", description="An access token from sign-up or sign-in.")
 
 
-def _optional_bearer(request: Request, _: Annotated[object, Depends(_bearer)]) -> str | None:
+async def _optional_bearer(request: Request, _: Annotated[object, Depends(_bearer)]) -> str | None:
     return bearer_token(request.headers.get("authorization"))
 
 

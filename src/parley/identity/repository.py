@@ -62,7 +62,7 @@ class UnscopedIdentityRepository:
         """Replace a hash by one of the current kind, unless the password was changed meanwhile."""
         await self._execute(
             update(PasswordCredential)
-            .where(col(PasswordCredential.user_id) == user_id)
+            .where(col(PasswordCredential.user_id) == user_id, col(PasswordCredential.password_hash) == old)
             .values(password_hash=new, updated_at=now)
         )
 

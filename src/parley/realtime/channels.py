@@ -81,9 +81,9 @@ class Channels:
 
     def source(self, name: str) -> tuple[ChannelSource, str]:
         """Return who answers for a channel's name, and the part after the colon."""
-        prefix, _, argument = name.partition(":")
-        source = self._sources.get(prefix) or self._sources.get(name)
-        if source is None:
+        prefix, colon, argument = name.partition(":")
+        source = self._sources.get(prefix)
+        if source is None or (colon and not argument):
             raise ChannelNotFound
         return source, argument
 

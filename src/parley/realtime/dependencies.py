@@ -8,7 +8,7 @@ from parley.realtime.log import Publisher
 from parley.realtime.service import Realtime
 
 
-def _realtime(request: Request) -> Realtime:
+async def _realtime(request: Request) -> Realtime:
     realtime: Realtime = request.app.state.realtime
     return realtime
 
@@ -16,7 +16,7 @@ def _realtime(request: Request) -> Realtime:
 RealtimeDep = Annotated[Realtime, Depends(_realtime)]
 
 
-def _publisher(realtime: RealtimeDep) -> Publisher:
+async def _publisher(realtime: RealtimeDep) -> Publisher:
     return realtime.bus
 
 

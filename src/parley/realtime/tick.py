@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 _TICK = """
     SELECT ix, base, epoch, cancel_requested, at
-    FROM realtime_tick($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
+    FROM realtime_tick($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
 """
 _RECOUNT = "SELECT id, appended, fence, owner, status FROM replies WHERE id = ANY($1::uuid[])"
 
@@ -49,7 +49,6 @@ class _Batch:
             [run.fence for run in self.runs],
             [run.appended for run in self.runs],
             [len(events) for events in self.events],
-            [index for index, events in enumerate(self.events, 1) for _ in events],
             [e for events in self.events for e, _ in events],
             [d for events in self.events for _, d in events],
         )

@@ -49,7 +49,7 @@ class UnscopedWorkspaceRepository:
         is_preferred: ColumnElement[bool] = place.c.workspace_id == preferred
         statement = (
             select(place.c.workspace_id.label("id"), place.c.name, place.c.role)
-            
+            .where(place.c.user_id == user_id)
             .order_by(
                 is_preferred.desc().nulls_last(), place.c.personal.desc(), place.c.joined_at, place.c.workspace_id
             )

@@ -60,7 +60,7 @@ def _one(replies: int) -> Measurement:
             Figure(name=f"{name}: chat.send acknowledged p95", value=found["ok_p95_ms"], unit="ms",
                    note=f"p50 {found['ok_p50_ms']:.1f} ms, while replies run"),
             Figure(name=f"{name}: lost, doubled, reordered, wrong", value=faults.total, unit="events", most=0,
-                   note=f"of {found['deltas']:,} deltas in {replies} replies"),
+                   note=f"of {found['deltas']:,} deltas; {faults}"),
             Figure(name=f"{name}: machine, others in the window", value=found["busy"]["others"], unit="cores",
                    note="client {client:.2f}, provider {provider:.2f}, PostgreSQL {postmaster:.2f} cores".format(
                        **found["busy"])),

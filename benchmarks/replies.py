@@ -5,7 +5,7 @@ import hashlib
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 from benchmarks.sockets import Socket, hello
@@ -23,6 +23,9 @@ class Faults:
     reordered: int = 0
     mismatched: int = 0
     failed: int = 0
+
+    def __str__(self) -> str:
+        return ", ".join(f"{count} {name}" for name, count in asdict(self).items())
 
     @property
     def total(self) -> int:

@@ -9,7 +9,6 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 from uuid import UUID
 
 import asyncpg
@@ -46,11 +45,6 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedPostg
     """The server of the whole run."""
     with EmbeddedPostgres(tmp_path_factory.mktemp("data"), durable=False, max_connections=400) as server:
         yield server
-
-
-def database_name(urls: DatabaseUrls) -> str:
-    """Return the name of a test's database."""
-    return urlsplit(urls.app).path.removeprefix("/")
 
 
 def urls_of(postgres: EmbeddedPostgres, name: str) -> DatabaseUrls:
@@ -93,7 +87,7 @@ class TestDatabases:
         """Remove a clone."""
         admin = await asyncpg.connect(self.postgres.admin_url())
         try:
-            name = database_name(urls)
+            name = urls.name
             await admin.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
         finally:
             await admin.close()
@@ -124,7 +118,7 @@ async def database(urls: DatabaseUrls) -> AsyncIterator[Database]:
 @pytest.fixture
 async def admin(urls: DatabaseUrls, postgres: EmbeddedPostgres) -> AsyncIterator[asyncpg.Connection]:
     """A superuser's connection to the test's database: past every policy."""
-    name = database_name(urls)
+    name = urls.name
     connection = await asyncpg.connect(postgres.admin_url(name))
     yield connection
     await connection.close()

@@ -57,6 +57,8 @@ def create_app(settings: Settings) -> FastAPI:
         title="Parley",
         version="0.1.0",
         description=DESCRIPTION,
+        # Open outside production; `parley openapi` prints it anywhere.
+        openapi_url=None if settings.is_production else "/openapi.json",
         docs_url=None,
         redoc_url=None,
         lifespan=_lifespan,
@@ -73,8 +75,6 @@ def create_app(settings: Settings) -> FastAPI:
     app.router.routes.append(socket_route(f"{API_PREFIX}/realtime"))
     if not settings.is_production:
         install_documents(app)
-    else:
-        app.openapi_url = None
     install_web(app)
     app.add_middleware(
         CORSMiddleware,

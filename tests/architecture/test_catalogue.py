@@ -7,11 +7,11 @@ from uuid import UUID
 
 import asyncpg
 import pytest
-from tests.architecture.catalogue import OWNED_TABLES, RULES, violations
-from tests.conftest import TestDatabases, database_name
 
 from parley.core.db import DatabaseUrls, asyncpg_dsn
 from parley.core.ids import new_id
+from tests.architecture.catalogue import OWNED_TABLES, RULES, violations
+from tests.conftest import TestDatabases
 
 
 @dataclass(frozen=True)
@@ -245,7 +245,7 @@ MUTANTS = (
 async def schema(databases: TestDatabases) -> AsyncIterator[asyncpg.Connection]:
     """A superuser's connection to a migrated database."""
     urls = await databases.create()
-    connection = await asyncpg.connect(databases.postgres.admin_url(database_name(urls)))
+    connection = await asyncpg.connect(databases.postgres.admin_url(urls.name))
     yield connection
     await connection.close()
     await databases.drop(urls)

@@ -11,6 +11,8 @@ from typing import Any
 import httpx
 import pytest
 from fastapi import FastAPI
+
+from parley.core.ids import new_id
 from tests.architecture.worlds import (
     MARKER,
     Layers,
@@ -23,8 +25,6 @@ from tests.architecture.worlds import (
     world_of,
 )
 from tests.conftest import TestDatabases
-
-from parley.core.ids import new_id
 
 # -- recipes -----------------------------------------------------------------------------------------------------------
 

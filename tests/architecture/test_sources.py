@@ -7,6 +7,8 @@ from typing import get_args
 
 import pytest
 from pydantic import BaseModel
+
+from parley.core.settings import Settings
 from tests.architecture.source_rules import (
     MAX_LINES,
     RULES,
@@ -27,8 +29,6 @@ from tests.architecture.source_rules import (
     unscoped_classes_stay_with_their_users,
     yielding_dependencies_end_before_the_answer,
 )
-
-from parley.core.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 

@@ -20,12 +20,12 @@ from httpx_ws import AsyncWebSocketSession, aconnect_ws
 from httpx_ws.transport import ASGIWebSocketTransport
 from sqlalchemy import Select, select, true
 from sqlalchemy.sql.elements import BinaryExpression, BooleanClauseList
-from tests.conftest import TestDatabases, database_name, http_client, make_settings, running
 
 from parley.core.ids import new_id
 from parley.core.repository import ScopedRepository
 from parley.tasks.schemas import TaskRead
 from parley.tasks.service import TaskReader
+from tests.conftest import TestDatabases, http_client, make_settings, running
 
 MARKER = "zebra-4711"
 """In every text of alice's: no answer to anyone else may hold it."""
@@ -203,7 +203,7 @@ async def add_person(
 async def world_of(databases: TestDatabases, data_dir: Path, layers: Layers) -> AsyncIterator[World]:
     """Run an application without some layers, with people in it."""
     urls = await databases.create()
-    admin = await asyncpg.connect(databases.postgres.admin_url(database_name(urls)))
+    admin = await asyncpg.connect(databases.postgres.admin_url(urls.name))
     with pytest.MonkeyPatch.context() as patch:
         if layers in {Layers.NO_FILTERS, Layers.NONE}:
             assert remove_filters(patch) > 10

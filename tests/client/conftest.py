@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from tests.client.author import Author
 from tests.client.scripted import ScriptedServer, Watched
 
 Watch = Callable[..., Watched]
@@ -41,3 +42,12 @@ async def watch(server: ScriptedServer) -> AsyncIterator[Watch]:
     yield start
     for watched in made:
         await watched.client.aclose()
+
+
+@pytest.fixture
+def author() -> Author:
+    """A conversation with a reply that is being written."""
+    made = Author()
+    made.ask()
+    made.delta(0, "one ")
+    return made

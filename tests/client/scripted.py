@@ -13,6 +13,7 @@ from websockets.http11 import Request, Response
 from websockets.typing import Subprotocol
 
 from parley.client import ConnectionChange, RealtimeClient, Timing
+from tests.client.author import CHANNEL, Author
 
 Frame = dict[str, Any]
 DEADLINE_S = 5
@@ -147,3 +148,16 @@ class Watched:
                 self._changed.clear()
                 await self._changed.wait()
         return self.changes[-1]
+
+
+async def following(watched: Watched, server: ScriptedServer, author: Author) -> Peer:
+    """Return a connection that follows the author's conversation."""
+    subscribing = asyncio.create_task(watched.client.subscribe(CHANNEL))
+    peer = await server.accept()
+    hello = await peer.welcome()
+    sub = hello["subs"][0] if hello["subs"] else await peer.next("sub")
+    assert sub["ch"] == CHANNEL
+    await peer.say(*author.answer(None))
+    async with asyncio.timeout(DEADLINE_S):
+        assert await subscribing == author.state
+    return peer

@@ -8,10 +8,7 @@ import pytest
 from parley.client import SNAPSHOT, ApiError, ReplyGone, Timing
 from tests.client.author import CHANNEL, Author
 from tests.client.conftest import Watch
-from tests.client.scripted import DEADLINE_S, Peer, ScriptedServer
-from tests.client.test_connection import author, following
-
-__all__ = ["author"]
+from tests.client.scripted import DEADLINE_S, Peer, ScriptedServer, following
 
 FAST = Timing(ack_s=0.02, stall_s=0.05)
 

@@ -9,28 +9,7 @@ import pytest
 from parley.client import ApiError, ConnectionStopped, RealtimeClient, ServerUnreachable, Timing
 from tests.client.author import CHANNEL, Author
 from tests.client.conftest import Watch
-from tests.client.scripted import DEADLINE_S, Peer, ScriptedServer, Watched
-
-
-async def following(watched: Watched, server: ScriptedServer, author: Author) -> Peer:
-    """Return a connection that follows the author's conversation."""
-    subscribing = asyncio.create_task(watched.client.subscribe(CHANNEL))
-    peer = await server.accept()
-    hello = await peer.welcome()
-    sub = hello["subs"][0] if hello["subs"] else await peer.next("sub")
-    assert sub["ch"] == CHANNEL
-    await peer.say(*author.answer(None))
-    async with asyncio.timeout(DEADLINE_S):
-        assert await subscribing == author.state
-    return peer
-
-
-@pytest.fixture
-def author() -> Author:
-    made = Author()
-    made.ask()
-    made.delta(0, "one ")
-    return made
+from tests.client.scripted import DEADLINE_S, ScriptedServer, Watched, following
 
 
 async def test_hello_comes_first_with_credential_and_subscriptions(server: ScriptedServer, watch: Watch) -> None:

@@ -29,7 +29,6 @@ from parley.core.ids import new_id
 from parley.core.migrate import current_revision, head
 from parley.core.scope import Role, Scope
 from parley.core.settings import DatabaseSettings
-from tests.conftest import database_name
 
 _ADD = text(
     "INSERT INTO conversations (workspace_id, id, owner_id, assistant, shared, archived)"
@@ -406,7 +405,7 @@ async def test_a_fault_of_ours_is_not_a_lost_connection(database: Database, here
 @pytest.fixture
 async def becoming(urls: DatabaseUrls, postgres: EmbeddedPostgres) -> AsyncIterator[Database]:
     """A database where a superuser's login serves all, as on a managed server with one address."""
-    login = postgres.admin_url(database_name(urls))
+    login = postgres.admin_url(urls.name)
     become = DatabaseUrls(app=login, system=login, owner=login, direct=login, become=True)
     made = Database(become, DatabaseSettings(pool_size=1, system_pool_size=1))
     yield made

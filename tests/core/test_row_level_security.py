@@ -11,7 +11,7 @@ import pytest
 from parley.core.db import DatabaseUrls, asyncpg_dsn
 from parley.core.ids import new_id
 from parley.core.row_level_security import protect_tenant_table
-from tests.conftest import TestDatabases, database_name
+from tests.conftest import TestDatabases
 
 USER = new_id()
 STRANGER = new_id()
@@ -114,7 +114,7 @@ class Tables:
 async def tables(databases: TestDatabases) -> AsyncIterator[Tables]:
     """Shared by the tests here: what they try is refused, or taken back."""
     urls = await databases.create()
-    admin = await asyncpg.connect(databases.postgres.admin_url(database_name(urls)))
+    admin = await asyncpg.connect(databases.postgres.admin_url(urls.name))
     app = await asyncpg.connect(asyncpg_dsn(urls.app))
     made = Tables(admin, app)
     await made.fill()

@@ -13,7 +13,7 @@ from fastapi import FastAPI
 from parley.cli.database import embedded_urls
 from parley.cli.problems import CommandFailed
 from parley.core import migrate
-from parley.core.db import DatabaseUrls
+from parley.core.db import DatabaseUrls, asyncpg_dsn
 from parley.core.embedded_postgres import EmbeddedPostgres
 from parley.core.logging import configure_logging
 from parley.core.settings import Settings, load_settings
@@ -53,10 +53,8 @@ def _prepare_schema(settings: Settings, *, embedded: bool) -> None:
     if embedded or not settings.is_production:
         if urls.become:
             from parley.core.database_roles import ensure_roles  # noqa: PLC0415 - only a single external address needs it
-            from parley.core.db import asyncpg_dsn  # noqa: PLC0415 - as above
 
-            dsn = asyncpg_dsn(urls.owner)
-            asyncio.run(ensure_roles(dsn, dsn.rsplit("/", 1)[1].split("?")[0]))
+            asyncio.run(ensure_roles(asyncpg_dsn(urls.owner), urls.name))
         migrate.upgrade(urls)
 
 

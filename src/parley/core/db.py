@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, cast
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
 from uuid import uuid4
 
 import asyncpg
@@ -138,6 +138,11 @@ class DatabaseUrls:
     direct: str
     become: bool = False
     pooled: bool = False
+
+    @property
+    def name(self) -> str:
+        """The database's name."""
+        return unquote(urlsplit(self.app).path.removeprefix("/")) or "postgres"
 
     @classmethod
     def from_settings(cls, database: DatabaseSettings) -> "DatabaseUrls":

@@ -26,7 +26,7 @@ _context: ContextVar[dict[str, str] | None] = ContextVar("log_context", default=
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
 _SECRET_KEYS = re.compile(
-    r"pass(word|wd)|secret|token|authorization|cookie|api[_-]?key|ticket|credential", re.IGNORECASE
+    r"pass(word|wd)|secret|token(?!s)|authorization|cookie|api[_-]?key|ticket|credential", re.IGNORECASE
 )
 _SECRET_VALUES = re.compile(
     r"eyJ[\w-]{8,}\.[\w-]+\.[\w-]*"  # a JWT

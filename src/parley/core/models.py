@@ -38,4 +38,5 @@ NOW = text("now()")
 
 def filled_in() -> datetime:
     """A column that the database fills with the time of the insert."""
-    return Field(default=None, sa_column_kwargs={"server_default": NOW, "nullable": False})  # type: ignore[no-any-return]
+    made: datetime = Field(default=None, sa_column_kwargs={"server_default": NOW, "nullable": False})
+    return made

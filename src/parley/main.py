@@ -6,7 +6,6 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
-from starlette.middleware.cors import CORSMiddleware
 
 from parley.api import API_PREFIX, api_routers
 from parley.chat.channels import ConversationChannel, UserChannel
@@ -14,7 +13,7 @@ from parley.chat.setup import build_chat
 from parley.core.db import Database, DatabaseUrls, check_runtime_roles
 from parley.core.error_handlers import install_error_handlers
 from parley.core.http import create_http_client
-from parley.core.middleware import ServiceMiddleware
+from parley.core.middleware import CorsMiddleware, GuardMiddleware, RequestIdMiddleware
 from parley.core.migrate import current_revision, head
 from parley.core.secrets import load_secrets
 from parley.core.service_router import install_documents
@@ -76,8 +75,9 @@ def create_app(settings: Settings) -> FastAPI:
     if not settings.is_production:
         install_documents(app)
     install_web(app)
+    app.add_middleware(GuardMiddleware, body_bytes=settings.body_bytes)
     app.add_middleware(
-        CORSMiddleware,
+        CorsMiddleware,
         allow_origins=settings.cors_origins,
         allow_origin_regex=None if settings.is_production else r"https?://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?",
         allow_credentials=True,
@@ -85,7 +85,7 @@ def create_app(settings: Settings) -> FastAPI:
         allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID", "X-Request-ID"],
         expose_headers=["X-Request-ID", "X-Total-Count", "Retry-After", "Location"],
     )
-    app.add_middleware(ServiceMiddleware, body_bytes=settings.body_bytes)
+    app.add_middleware(RequestIdMiddleware)
     return app
 
 

@@ -4,6 +4,7 @@ Run with all layers of isolation, then with the repositories' filters taken away
 What is served but has no recipe here fails the build.
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -25,6 +26,8 @@ from tests.architecture.worlds import (
     world_of,
 )
 from tests.conftest import TestDatabases
+
+_PATIENCE_S = 10
 
 # -- recipes -----------------------------------------------------------------------------------------------------------
 
@@ -195,13 +198,15 @@ async def call(
         elif operation.slots[name] == "path":
             given["path"][name] = _value(caller.things, slot)
     body = given["body"] | (more or {})
-    return await caller.http.request(
-        operation.method,
-        operation.path.format(**given["path"]),
-        params=given["query"],
-        json=body if operation.has_body else None,
-        headers=recipe.headers,
-    )
+    # A stream that should have been refused has no end.
+    async with asyncio.timeout(_PATIENCE_S):
+        return await caller.http.request(
+            operation.method,
+            operation.path.format(**given["path"]),
+            params=given["query"],
+            json=body if operation.has_body else None,
+            headers=recipe.headers,
+        )
 
 
 def _told(answer: httpx.Response) -> tuple[int, Any, dict[str, str]]:
@@ -355,8 +360,9 @@ async def test_someone_elses_channel_is_as_absent_as_a_random_one(world: World, 
     before = await world.rows()
     for intruder in world.intruders:
         hers, nobodys = name(world.alice.things), name(Things.random())
-        answer = await intruder.http.get(f"/api/v1/channels/{hers}/events")
-        random = await intruder.http.get(f"/api/v1/channels/{nobodys}/events")
+        async with asyncio.timeout(_PATIENCE_S):
+            answer = await intruder.http.get(f"/api/v1/channels/{hers}/events")
+            random = await intruder.http.get(f"/api/v1/channels/{nobodys}/events")
         assert answer.status_code == 404
         assert _told(answer) == _told(random)
 

@@ -18,8 +18,13 @@ async def test_hello_comes_first_with_credential_and_subscriptions(server: Scrip
     peer = await server.accept()
     hello = await peer.welcome()
     assert hello == {
-        "t": "hello", "v": 1, "auth": {"ticket": "tk_1"}, "client": {"name": "parley-python"}, "subs": [{"ch": CHANNEL}]
-    }  # fmt: skip
+        "t": "hello",
+        "v": 1,
+        "auth": {"ticket": "tk_1"},
+        "client": {"name": "parley-python"},
+        "caps": ["batch"],
+        "subs": [{"ch": CHANNEL}],
+    }
     await watched.until("connected")
     asking.cancel()
 

@@ -6,7 +6,7 @@ import itertools
 import json
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -428,6 +428,17 @@ class LiveServer:
         options = {"subprotocols": ["parley.v1"], "max_size": None, "compression": None, "ping_interval": None, **options}
         async with connect(self.ws, **options) as socket:
             yield Peer(socket)
+
+    @asynccontextmanager
+    async def bytes(self) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+        """Connect without any protocol. Leaving it drops the connection."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.settings.port)
+        try:
+            yield reader, writer
+        finally:
+            writer.transport.abort()
+            with suppress(OSError):
+                await writer.wait_closed()
 
     @asynccontextmanager
     async def join(self, account: Account, **hello: Any) -> AsyncIterator[Peer]:

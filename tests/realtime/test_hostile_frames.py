@@ -10,7 +10,7 @@ import random
 import resource
 import struct
 from collections.abc import AsyncIterator
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -195,11 +195,10 @@ async def test_who_leaves_in_the_middle_leaves_no_trace(
     unsub = masked(1, b'{"t":"unsub","id":1,"ch":"x"}')
 
     async def leave(frames: int, *, politely: bool) -> None:
-        reader, writer = await raw_handshake(live_server)
-        writer.write(hello + unsub * frames + (masked(8, b"\x03\xe8") if politely else b""))
-        await writer.drain()
-        await reader.read(100)
-        writer.transport.abort()
+        async with raw_handshake(live_server) as (reader, writer):
+            writer.write(hello + unsub * frames + (masked(8, b"\x03\xe8") if politely else b""))
+            await writer.drain()
+            await reader.read(100)
 
     with caplog.at_level(logging.ERROR):
         for politely in (True, False):
@@ -282,17 +281,21 @@ async def test_pieces_that_never_end_are_bounded(peer: Peer) -> None:
     assert await peer.code() == 1009
 
 
-async def raw_handshake(live_server: LiveServer, *lines: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    """Open a socket by hand."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", live_server.settings.port)
+Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+@asynccontextmanager
+async def raw_handshake(live_server: LiveServer, *lines: str) -> AsyncIterator[Streams]:
+    """Open a socket by hand; leaving it drops the connection."""
     key = base64.b64encode(os.urandom(16)).decode()
     head = [
         "GET /api/v1/realtime HTTP/1.1", "Host: localhost", "Upgrade: websocket", "Connection: Upgrade",
         f"Sec-WebSocket-Key: {key}", "Sec-WebSocket-Version: 13", "Sec-WebSocket-Protocol: parley.v1", *lines, "", "",
     ]  # fmt: skip
-    writer.write("\r\n".join(head).encode("latin-1"))
-    assert b" 101 " in await reader.readuntil(b"\r\n\r\n")
-    return reader, writer
+    async with live_server.bytes() as (reader, writer):
+        writer.write("\r\n".join(head).encode("latin-1"))
+        assert b" 101 " in await reader.readuntil(b"\r\n\r\n")
+        yield reader, writer
 
 
 def masked(opcode: int, data: bytes, *, fin: bool = True, rsv: int = 0) -> bytes:
@@ -333,12 +336,9 @@ async def close_code(reader: asyncio.StreamReader) -> int:
          "not masked", "4 EiB announced"],
 )  # fmt: skip
 async def test_what_is_not_websocket_is_closed_by_its_rules(live_server: LiveServer, frame: bytes, code: int) -> None:
-    reader, writer = await raw_handshake(live_server, "Sec-WebSocket-Extensions: permessage-deflate")
-    try:
+    async with raw_handshake(live_server, "Sec-WebSocket-Extensions: permessage-deflate") as (reader, writer):
         writer.write(frame)
         assert await close_code(reader) == code
-    finally:
-        writer.close()
 
 
 async def test_deflate_is_not_spoken(live_server: LiveServer) -> None:
@@ -347,17 +347,13 @@ async def test_deflate_is_not_spoken(live_server: LiveServer) -> None:
 
 
 async def test_a_ping_flood_costs_nobody(live_server: LiveServer, ada: Account, peer: Peer) -> None:
-    reader, writer = await raw_handshake(live_server)
-    try:
+    async with raw_handshake(live_server) as (_, writer):
         for _ in range(200):
             writer.write(masked(9, b"x" * 100) * 50)
-            with_drain = asyncio.create_task(writer.drain())
-            await asyncio.wait({with_drain}, timeout=0.2)
-            with_drain.cancel()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(0.05):
+                    await writer.drain()
         await peer.alive()
-    finally:
-        reader.feed_eof()
-        writer.transport.abort()
 
 
 async def test_ten_thousand_subscriptions_end_at_200(live_server: LiveServer, ada: Account, peer: Peer) -> None:
@@ -513,17 +509,13 @@ async def test_one_who_asks_and_never_reads_is_closed_and_costs_little(serve_wit
         parts = json.dumps([{"type": "text", "text": "x" * 32_000}])
         await fill(server, account, channel, rows, parts)
         before = resident_bytes()
-        reader, writer = await raw_handshake(server)
-        try:
+        async with raw_handshake(server) as (_, writer):
             hello = {"t": "hello", "v": 1, "auth": {"token": account.access_token}}
             writer.write(masked(1, json.dumps(hello).encode()))
             await poll(lambda: server.realtime.connections)
             for number in range(100):
                 writer.write(masked(1, json.dumps({"t": "sub", "id": number, "ch": channel}).encode()))
             await poll(lambda: not server.realtime.connections, within_s=8)
-        finally:
-            reader.feed_eof()
-            writer.transport.abort()
         assert resident_bytes() - before < 60 * 1024 * 1024
         async with server.join(account) as peer:
             await peer.alive()

@@ -15,6 +15,7 @@ from parley.cli.problems import CommandFailed
 from parley.core import migrate
 from parley.core.db import DatabaseUrls, asyncpg_dsn
 from parley.core.embedded_postgres import EmbeddedPostgres
+from parley.core.http_protocol import RequestProtocol
 from parley.core.logging import configure_logging
 from parley.core.settings import Settings, load_settings
 from parley.llm.registry import ModelRegistry
@@ -110,7 +111,7 @@ def uvicorn_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
     """Return how the server speaks: uvloop, httptools, no compression (it costs 100 KB a connection and much CPU)."""
     return uvicorn.Config(
         app,
-        http="httptools",
+        http=RequestProtocol,
         ws=SocketProtocol,
         ws_max_size=settings.realtime.frame_bytes,
         ws_per_message_deflate=False,

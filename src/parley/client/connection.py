@@ -232,7 +232,8 @@ class RealtimeClient:
         try:
             auth = await self._credentials()
             greeting = self._subscriptions.greeting(auth)
-            hello = {"t": "hello", "v": 1, "auth": auth, "client": {"name": self._name}, "subs": greeting}
+            client = {"name": self._name}
+            hello = {"t": "hello", "v": 1, "auth": auth, "client": client, "caps": ["batch"], "subs": greeting}
             link = await Link.open(self._url, hello, self._timing)
         except ServerUnreachable as error:
             return Ending(ABNORMAL, str(error))

@@ -16,7 +16,8 @@ from uuid import uuid4
 
 import asyncpg
 from sqlalchemy import event, text
-from sqlalchemy.exc import DBAPIError, InterfaceError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import AsyncAdaptedQueuePool
 from sqlmodel import Session
@@ -77,12 +78,19 @@ def _become_system(session: SystemSession, _transaction: object, connection: Any
         connection.execute(_BECOME_SYSTEM)
 
 
+@event.listens_for(ScopedSession, "after_rollback")
+@event.listens_for(SystemSession, "after_rollback")
+def _forget_actions(session: Session) -> None:
+    session.info["after_commit"].clear()
+
+
 class UnitOfWork:
     """One transaction: it commits when the block ends well, then runs what was to happen after the commit."""
 
     def __init__(self, session: AsyncSession) -> None:
         self.session = session
-        self._after_commit: list[Callable[[], None]] = []
+        # In the session, so that a rollback forgets what was to be announced.
+        self._after_commit: list[Callable[[], None]] = session.sync_session.info.setdefault("after_commit", [])
 
     async def connection(self) -> AsyncConnection:
         """Return the connection, its transaction begun and bound. Reads are Core statements on it."""
@@ -100,7 +108,7 @@ class UnitOfWork:
     async def _finish(self) -> None:
         try:
             await self.session.commit()
-        except (DBAPIError, InterfaceError, OSError) as error:
+        except (SQLAlchemyError, OSError) as error:
             if is_connection_lost(error):
                 raise OutcomeUnknown(retry_after_s=1) from error
             raise
@@ -114,13 +122,16 @@ def is_connection_lost(error: BaseException) -> bool:
         if error.connection_invalidated:
             return True
         error = error.orig.__cause__ or error.orig if error.orig is not None else error
+    if isinstance(error, asyncpg.InterfaceError):
+        # asyncpg says the same of a connection that is gone and of an argument that does not fit.
+        return "closed" in str(error) or "released" in str(error)
     return isinstance(
         error,
-        OSError
+        ConnectionError
         | TimeoutError
+        | PoolTimeout
         | asyncpg.CannotConnectNowError
         | asyncpg.PostgresConnectionError
-        | asyncpg.InterfaceError
         | asyncpg.InternalClientError
         | asyncpg.AdminShutdownError
         | asyncpg.CrashShutdownError
@@ -168,6 +179,14 @@ def asyncpg_dsn(url: str) -> str:
     return urlunsplit(("postgresql", parts.netloc, parts.path, urlencode(query, safe="/"), ""))
 
 
+async def _connect(dsn: str, **options: Any) -> asyncpg.Connection:
+    try:
+        return await asyncpg.connect(dsn, **options)
+    except (OSError, TimeoutError) as error:
+        # A missing socket is a FileNotFoundError, an unknown host a gaierror: here they mean one thing.
+        raise ConnectionError("the database cannot be reached") from error
+
+
 def _engine(url: str, *, size: int, settings: DatabaseSettings, pooled: bool) -> AsyncEngine:
     dsn = asyncpg_dsn(url)
     # Behind a pooler in transaction mode a prepared statement may meet another server connection.
@@ -175,7 +194,7 @@ def _engine(url: str, *, size: int, settings: DatabaseSettings, pooled: bool) ->
     name = {"prepared_statement_name_func": lambda: f"__p_{uuid4()}__"} if pooled else {}
 
     async def connect(*_: object, **__: object) -> asyncpg.Connection:
-        return await asyncpg.connect(
+        return await _connect(
             dsn, timeout=settings.connect_timeout_s, command_timeout=settings.statement_timeout_s, **cache
         )
 
@@ -232,7 +251,7 @@ class Database:
 
     async def connect_system(self) -> asyncpg.Connection:
         """Return an own, unpooled connection of the system role; the caller closes it."""
-        connection = await asyncpg.connect(asyncpg_dsn(self.urls.direct), timeout=self.settings.connect_timeout_s)
+        connection = await _connect(asyncpg_dsn(self.urls.direct), timeout=self.settings.connect_timeout_s)
         if self.urls.become:
             await connection.execute(f"SET ROLE {SYSTEM_ROLE}")
         return connection
@@ -258,10 +277,12 @@ async def _transaction(session: AsyncSession) -> AsyncIterator[UnitOfWork]:
     try:
         yield unit
         await unit._finish()
-    except (DBAPIError, InterfaceError, OSError, TimeoutError) as error:
-        if is_connection_lost(error) and not isinstance(error, OutcomeUnknown):
-            raise Unavailable("The database is not available.", retry_after_s=2) from error
-        raise
+    except (SQLAlchemyError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
+        if not is_connection_lost(error):
+            raise
+        # What went past SQLAlchemy has told it nothing: the pool must not hand this connection out again.
+        await session.invalidate()
+        raise Unavailable("The database is not available.", retry_after_s=2) from error
     finally:
         await session.close()
 

@@ -6,7 +6,6 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 
 from parley.core import errors
@@ -33,6 +32,9 @@ CATEGORIES: dict[type[errors.AppError], tuple[int, str, str]] = {
 _BY_STATUS = {400: "bad_request", 401: "unauthenticated", 403: "forbidden", 404: "not_found", 405: "method_not_allowed",
               406: "not_acceptable", 413: "too_large", 415: "unsupported_media_type"}  # fmt: skip
 
+# Whoever sends ten thousand unknown fields is not told of each.
+_SHOWN = 20
+
 # Pydantic's messages for these hold a piece of what was sent.
 _PLAIN = {"uuid_parsing": "Input should be a valid UUID"}
 
@@ -54,7 +56,7 @@ def translate(error: Exception) -> errors.AppError | None:
     """Return what a database error means to a caller, or None when it is a fault of ours."""
     if isinstance(error, errors.AppError):
         return error
-    if isinstance(error, PoolTimeout) or is_connection_lost(error):
+    if is_connection_lost(error):
         return errors.Unavailable("The database is not available.", retry_after_s=2)
     if isinstance(error, DBAPIError):
         state = getattr(error.orig, "sqlstate", None)
@@ -70,7 +72,7 @@ def translate(error: Exception) -> errors.AppError | None:
 def validation_errors(problems: Any) -> list[dict[str, Any]]:
     """Return Pydantic's errors in the contract's shape: the field and the bound, never the value."""
     found = []
-    for problem in problems:
+    for problem in list(problems)[:_SHOWN]:
         location = [str(part) for part in problem["loc"] if part not in {"body", "query", "path", "header"}]
         # The name of an unknown field is the caller's own text.
         field = "".join(c for c in ".".join(location) if c.isprintable())[:100] or None

@@ -1,13 +1,18 @@
-"""The outermost layer around every HTTP request, as plain ASGI: ids, limits, the last error handler, one log line."""
+"""The layers around every HTTP request, as plain ASGI: ids and the log outside, then CORS, then bounds and errors."""
 
 import logging
 import re
 import secrets
 import time
 
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Send
 from starlette.types import Scope as AsgiScope
 
+from parley.core.envelope import respond_error
 from parley.core.error_handlers import error_response
 from parley.core.errors import TooLarge
 from parley.core.logging import log_context
@@ -17,12 +22,11 @@ logger = logging.getLogger(__name__)
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{8,64}")
 
 
-class ServiceMiddleware:
-    """Give each request an id, bound its body, and answer what nothing else answered."""
+class RequestIdMiddleware:
+    """Give each request an id, which is in its log lines and in its answer."""
 
-    def __init__(self, app: ASGIApp, *, body_bytes: int) -> None:
+    def __init__(self, app: ASGIApp) -> None:
         self.app = app
-        self.body_bytes = body_bytes
 
     async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -38,40 +42,77 @@ class ServiceMiddleware:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message.setdefault("headers", [])
-                message["headers"] = [*message["headers"], (b"x-request-id", request_id),
-                                      (b"x-content-type-options", b"nosniff")]  # fmt: skip
+                ours = [(b"x-request-id", request_id), (b"x-content-type-options", b"nosniff")]
+                message["headers"] = [*message.get("headers", ()), *ours]
             await send(message)
 
         with log_context(request_id=request_id.decode()):
-            try:
-                await self.app(scope, self._bounded(scope, receive), send_with_id)
-            except Exception as error:
-                if status:
-                    logger.exception("failed after the answer had begun")
-                    raise
-                await error_response(error)(scope, receive, send_with_id)
-            logger.debug(
-                "%s %s %d",
-                scope["method"],
-                scope["path"],
-                status,
-                extra={"duration_ms": round((time.perf_counter() - started) * 1000, 2)},
-            )
+            await self.app(scope, receive, send_with_id)
+            if logger.isEnabledFor(logging.DEBUG):
+                duration_ms = round((time.perf_counter() - started) * 1000, 2)
+                logger.debug("%s %s %d", scope["method"], scope["path"], status, extra={"duration_ms": duration_ms})
 
-    def _bounded(self, scope: AsgiScope, receive: Receive) -> Receive:
-        declared = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
-        over = declared.isdigit() and int(declared[:20]) > self.body_bytes
+
+class CorsMiddleware(CORSMiddleware):
+    """Starlette's, whose refusal is an envelope like every other."""
+
+    def preflight_response(self, request_headers: Headers) -> Response:
+        """Answer a browser's question."""
+        answer = super().preflight_response(request_headers)
+        if answer.status_code < 400:
+            return answer
+        kept = {k: v for k, v in answer.headers.items() if k not in {"content-length", "content-type"}}
+        error = {"error": "cors_refused", "message": "This origin, method or header is not allowed.", "details": {}}
+        return respond_error(answer.status_code, [error], headers=kept)
+
+
+class GuardMiddleware:
+    """Bound the body, and answer what nothing else answered."""
+
+    def __init__(self, app: ASGIApp, *, body_bytes: int) -> None:
+        self.app = app
+        self.body_bytes = body_bytes
+
+    async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        started = False
+
+        async def watched(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            if self._declared(scope) > self.body_bytes:
+                raise self._too_large()
+            await self.app(scope, self._bounded(receive), watched)
+        except Exception as error:
+            if started:
+                logger.exception("failed after the answer had begun")
+                raise
+            await error_response(error)(scope, receive, watched)
+
+    @staticmethod
+    def _declared(scope: AsgiScope) -> int:
+        text = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
+        return int(text[:20]) if text.isdigit() else 0
+
+    def _too_large(self) -> TooLarge:
+        return TooLarge(f"The body is larger than {self.body_bytes} bytes.")
+
+    def _bounded(self, receive: Receive) -> Receive:
         taken = 0
 
         async def bounded() -> Message:
             nonlocal taken
-            if over:
-                raise TooLarge(f"The body is larger than {self.body_bytes} bytes.")
             message = await receive()
             taken += len(message.get("body", b""))
             if taken > self.body_bytes:
-                raise TooLarge(f"The body is larger than {self.body_bytes} bytes.")
+                # FastAPI makes a 400 of whatever else a body raises.
+                raise HTTPException(413, self._too_large().detail)
             return message
 
         return bounded

@@ -8,12 +8,13 @@ from typing import Any
 
 from benchmarks.figures import Figure, Measurement, percentile
 from benchmarks.processes import ask, cpu_s, machine_cpu_s, postgres_cpu_s
-from benchmarks.replies import Faults, Follower
+from benchmarks.replies import Faults, open_followers
 from benchmarks.servers import parley, provider
 from benchmarks.sockets import ProviderStream
 
 RATE = 25
 _SENDS_PER_S = 50
+_REPLIES_PER_USER = 20
 _WINDOW_S = 8.0
 _DIRECT_S = 3.0
 
@@ -25,15 +26,13 @@ def measure(*, full: bool) -> list[Measurement]:
 
 def _one(replies: int) -> Measurement:
     with provider() as source, parley(provider_port=source.port) as server:
-        account = server.sign_up()
         found = ask(
             "relay",
             {
                 "port": server.port,
                 "provider": source.port,
                 "pids": {"server": server.pid, "postmaster": server.postmaster, "provider": source.pid},
-                "token": account.token,
-                "conversations": server.conversations(account, replies),
+                "conversations": server.conversations_of_many(replies, each=_REPLIES_PER_USER),
             },
             timeout_s=120,
         )
@@ -44,10 +43,10 @@ def _one(replies: int) -> Measurement:
     return Measurement(
         name=f"relay, {replies} replies at {RATE} deltas/s",
         method=(
-            f"One socket and one conversation per reply, sends at {_SENDS_PER_S}/s, then {_WINDOW_S:g} s with all of them "
-            "running. CPU: utime + stime of the server's process, and of all of PostgreSQL's, by the deltas that came in "
-            "the window. Latency: the provider's stamp in a delta to its frame read by the client. Every reply is checked "
-            "by seq, offset, len and sha256."
+            f"One socket and one conversation per reply, {_REPLIES_PER_USER} to a user, sends at {_SENDS_PER_S}/s, then "
+            f"{_WINDOW_S:g} s with all of them running. CPU: utime + stime of the server's process, and of all of "
+            "PostgreSQL's, by the deltas that came in the window. Latency: the provider's stamp in a delta to its frame "
+            "read by the client. Every reply is checked by seq, offset, len and sha256."
         ),
         figures=[
             Figure(name=f"{name}: server CPU per delta", value=cpu["server"], unit="µs", most=45 if million else None,
@@ -94,11 +93,7 @@ async def client(specification: dict[str, Any]) -> dict[str, Any]:
         if counting:
             latencies.extend([now - stamp for stamp in stamps])
 
-    followers = [Follower(id, faults, arrived) for id in specification["conversations"]]
-    for start in range(0, len(followers), 50):
-        await asyncio.gather(
-            *(one.open(specification["port"], specification["token"]) for one in followers[start : start + 50])
-        )
+    followers = await open_followers(specification["port"], specification["conversations"], faults, arrived)
     ramp_s = len(followers) / _SENDS_PER_S
     deltas = int(RATE * (ramp_s + _WINDOW_S + 2))
     began = time.monotonic()

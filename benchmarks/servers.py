@@ -114,6 +114,14 @@ class Parley:
             made = pool.map(lambda _: self.post("conversations", account, {}), range(count))
             return [str(one["id"]) for one in made]
 
+    def conversations_of_many(self, count: int, *, each: int) -> list[tuple[str, str]]:
+        """Make conversations of several users, so many each; return them with their users' tokens, users in turns."""
+        made = []
+        for number in range(-(-count // each)):
+            account = self.sign_up(f"user{number}")
+            made.append([(account.token, id) for id in self.conversations(account, each)])
+        return [one for turn in zip(*made, strict=True) for one in turn][:count]
+
     def database_url(self, role: str) -> str:
         """Return the address of the server's own PostgreSQL for a role."""
         command = Path(f"/proc/{self.postmaster}/cmdline").read_bytes().split(b"\0")

@@ -248,7 +248,7 @@ async def terminal(command: Command, *more: str) -> AsyncIterator[Terminal]:
 async def test_a_person_at_a_terminal(command: Command) -> None:
     command.environ["PARLEY_EMAIL"] = "ann@example.com"
     async with terminal(command, "--sign-up") as screen:
-        await screen.shows("Password")
+        await screen.shows("Password: ")  # its last space comes when the echo is off
         screen.type(PASSWORD + "\n")
         text = await screen.shows("> ")
         assert PASSWORD not in text

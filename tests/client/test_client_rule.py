@@ -55,12 +55,11 @@ async def test_what_the_heartbeat_knows_and_does_not_come_is_asked_for(
 async def test_what_comes_after_the_heartbeat_is_not_asked_for(
     server: ScriptedServer, watch: Watch, author: Author
 ) -> None:
-    watched = watch(timing=FAST)
+    watched = watch(timing=Timing(ack_s=0.02, stall_s=0.3))
     peer = await following(watched, server, author)
-    author.delta(0, "late")
-    await peer.say({"t": "hb", "ts": 5, "heads": {CHANNEL: author.head}}, author.ev(author.head))
-    # Three times the wait: an ack each, and no sub among them.
-    for _ in range(6):
+    await peer.say({"t": "hb", "ts": 5, "heads": {CHANNEL: author.head + 100}})
+    # More than twice the wait, and something comes all the while: an ack each, and no sub among them.
+    for _ in range(35):
         author.delta(0, "x")
         await peer.say(author.ev(author.head))
         await peer.next("ack")

@@ -163,8 +163,9 @@ async def test_a_locked_row_is_nobody_elses_until_the_end(
             await Things(unit, here).get(id_, lock=True)
             held.set()
             # Until the other one stands in the queue of this row.
-            while not await admin.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"):
-                pass
+            async with asyncio.timeout(5):
+                while not await admin.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"):
+                    pass
             order.append("first")
 
     async def second() -> None:

@@ -4,13 +4,13 @@ import asyncio
 import hashlib
 import itertools
 import json
+import socket
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 from uuid import UUID, uuid4
 
 import httpx
@@ -256,7 +256,7 @@ class Log:
     parts: int = 0
     texts: dict[str, dict[int, str]] = field(default_factory=dict)
     ended: set[str] = field(default_factory=set)
-    live_only: bool = False
+    since: int | None = None
 
     def take(self, frame: Frame) -> None:
         match frame["t"]:
@@ -264,6 +264,9 @@ class Log:
                 assert frame["floor"] <= frame["head"], frame
                 assert frame["recovered"] == (frame["why"] == "ok"), frame
                 self.state, self.ep, self.parts = frame["why"], frame["ep"], 0
+                self.texts.clear()
+                self.ended.clear()
+                self.last = self.since if frame["why"] == "ok" and self.since is not None else -1
             case "snap":
                 assert self.state in {"initial", "epoch", "trimmed", "too_far"}, (self.state, frame["t"])
                 assert (frame["part"], frame["ep"]) == (self.parts, self.ep), frame
@@ -275,8 +278,7 @@ class Log:
                 self._event(frame)
             case "live":
                 assert self.state != "live", "live comes once"
-                if self.last >= 0 and not self.live_only:
-                    assert frame["seq"] == self.last, (frame, self.last)
+                assert self.last in {-1, frame["seq"]}, (frame, self.last)
                 self.last, self.state = frame["seq"], "live"
 
     def _event(self, frame: Frame) -> None:
@@ -328,7 +330,8 @@ class Peer:
     seen: list[Frame] = field(default_factory=list)
     logs: dict[str, Log] = field(default_factory=dict)
     ids: Iterator[int] = field(default_factory=lambda: itertools.count(1000))
-    unread: list[Frame] = field(default_factory=list)
+    acks: bool = False
+    """Whether every event is acknowledged as soon as it is read."""
 
     async def send(self, t: str, **fields: Any) -> None:
         """Send a frame."""
@@ -340,13 +343,13 @@ class Peer:
 
     async def read(self, *, within_s: float = WAIT_S) -> Frame:
         """Return the next frame. Raises `ConnectionClosed`."""
-        if self.unread:
-            return self.unread.pop(0)
         async with asyncio.timeout(within_s):
             frame = assert_valid_server_frame(await self.socket.recv())
         self.seen.append(frame)
         if frame["t"] in {"subbed", "snap", "ev", "live"}:
             self.logs.setdefault(frame["ch"], Log()).take(frame)
+        if self.acks and frame["t"] in {"snap", "ev"}:
+            await self.send("ack", a={frame["ch"]: frame["seq"]})
         return frame
 
     async def until(self, t: str | None = None, *, within_s: float = WAIT_S, **fields: Any) -> Frame:
@@ -373,6 +376,7 @@ class Peer:
 
     async def sub(self, ch: str, **fields: Any) -> Frame:
         """Subscribe; return the `subbed` or `err` frame. The rest up to `live` has been read."""
+        self.logs[ch] = Log(since=(fields.get("since") or {}).get("seq"))
         answer = await self.ask("sub", ch=ch, **fields)
         if answer["t"] == "subbed":
             await self.until("live", ch=answer["ch"])
@@ -468,19 +472,20 @@ class LiveServer:
             )
 
 
-class _InLoop(serve._Server):
-    """The command's own server, less the signals and the greeting."""
+class _InLoop(uvicorn.Server):
+    """A server that leaves the signals to the test runner and says when it answers."""
 
-    made: asyncio.Future[uvicorn.Server]
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.answers = asyncio.Event()
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
 
-    async def startup(self, sockets: Any = None) -> None:
-        await uvicorn.Server.startup(self, sockets)
-        if self.started and not self.made.done():
-            self.made.set_result(self)
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.answers.set()
 
 
 @asynccontextmanager
@@ -488,19 +493,18 @@ async def serving(settings: Settings, urls: DatabaseUrls) -> AsyncIterator[LiveS
     """Run the server as `parley serve` runs it: its socket, its uvicorn options, its lifespan."""
     settings.host, settings.port = "127.0.0.1", 0
     app = create_app(settings)
-    made: asyncio.Future[uvicorn.Server] = asyncio.get_running_loop().create_future()
-    with serve._listen(settings) as listening, patch.object(serve, "_Server", type("Server", (_InLoop,), {"made": made})):
+    with serve._listen(settings) as listening:
         port = settings.port = listening.getsockname()[1]
-        task = asyncio.create_task(serve._run(app, settings, listening, None))
-        await asyncio.wait({task, made}, return_when=asyncio.FIRST_COMPLETED)
-        if task.done():
-            task.result()
+        server = _InLoop(serve.uvicorn_config(app, settings))
+        task = asyncio.create_task(server.serve(sockets=[listening]))
+        await server.answers.wait()
         try:
+            assert server.started, "the lifespan failed; the log says why"
             yield LiveServer(
                 app, settings, urls, f"http://127.0.0.1:{port}", f"ws://127.0.0.1:{port}/api/v1/realtime"
             )
         finally:
-            made.result().should_exit = True
+            server.should_exit = True
             await task
 
 

@@ -1,6 +1,7 @@
 """A turn: the question is durable before anyone hears of it, and every reply comes to exactly one end.
 
-Locks are taken in one order everywhere: the conversation, then the log's heads, then run records and messages.
+Locks are taken in one order everywhere: the conversation, its head in the log, run records and messages, and last the
+head of the user's inbox.
 """
 
 import hashlib
@@ -167,11 +168,6 @@ class Turns:
                 NewEvent(channel, "message.created", {**question, "cid": str(wanted.cid)}),
                 NewEvent(channel, "message.created", {**reply, "cid": None}),
                 follow_up,
-                NewEvent(
-                    user_channel(scope.workspace_id, scope.user_id),
-                    "conversation.updated",
-                    conversation_json(conversation),
-                ),
             ],
         )
         options = {"model": model, "tools": wanted.tools, "assistant": conversation["assistant"]}
@@ -185,6 +181,9 @@ class Turns:
             orjson.dumps(options).decode(), self._writer.owner, 0 if waiting else 1, seqs[1], self._settings.lease_s,
             conversation["title"],
         )  # fmt: skip
+        # Last, right before the commit: all sends of a user meet at the head of the inbox.
+        inbox = user_channel(scope.workspace_id, scope.user_id)
+        await append(unit, self._bus, [NewEvent(inbox, "conversation.updated", conversation_json(conversation))])
         return run, Sent(question, reply)
 
     def _begin(self, run: Run) -> None:

@@ -18,6 +18,7 @@ logger = logging.getLogger(__name__)
 Address = tuple[UUID, str]
 
 _IDLE_S = 60.0
+_ANNOUNCED_S = 0.05
 _HEADS = """
     SELECT h.workspace_id, h.channel, h.seq, h.epoch FROM channel_heads h
     JOIN unnest($1::uuid[], $2::text[]) AS w (workspace_id, channel)
@@ -86,8 +87,6 @@ class Bus:
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._settings.poll_s):
                     await self._hurry.wait()
-                # The missing event is most often a commit that is being announced this very moment.
-                await asyncio.sleep(0.02)
             self._hurry.clear()
             try:
                 await self.heal()
@@ -104,18 +103,31 @@ class Bus:
         watched = [ring for ring in self._rings.values() if ring.subscribers and ring.ready.is_set()]
         if not watched:
             return
+        # What a ring holds was committed before the question. While it is answered the rings move on.
+        known = [(ring, ring.head) for ring in watched]
         async with self._database.system_unit_of_work() as unit:
             connection = await unit.driver()
             rows = await connection.fetch(
                 _HEADS, [r.channel.workspace_id for r in watched], [r.channel.key for r in watched]
             )
-            heads = {(row["workspace_id"], row["channel"]): row for row in rows}
-            for ring in watched:
-                row = heads.get(ring.channel.address)
-                if row is None or row["epoch"] != ring.epoch or row["seq"] < ring.head:
-                    self.close_channel(ring.channel.address)
-                elif row["seq"] > ring.head:
-                    await self.catch_up(unit, ring, until=row["seq"])
+        heads = {(row["workspace_id"], row["channel"]): row for row in rows}
+        behind = []
+        for ring, head in known:
+            row = heads.get(ring.channel.address)
+            if row is None or row["epoch"] != ring.epoch or row["seq"] < head:
+                self.close_channel(ring.channel.address)
+            elif row["seq"] > ring.head:
+                behind.append((ring, int(row["seq"])))
+        if behind:
+            # A commit of our own is in the database a moment before it is announced here.
+            await asyncio.sleep(_ANNOUNCED_S)
+            await self._catch_up_all([(ring, seq) for ring, seq in behind if ring.head < seq])
+
+    async def _catch_up_all(self, behind: list[tuple[Ring, int]]) -> None:
+        if behind:
+            async with self._database.system_unit_of_work() as unit:
+                for ring, seq in behind:
+                    await self.catch_up(unit, ring, until=seq)
 
     async def catch_up(self, unit: UnitOfWork, ring: Ring, *, until: int) -> None:
         """Read what the ring lacks up to a head; one that lies too far back starts anew from there."""

@@ -75,7 +75,14 @@ def as_json(measurements: Iterable[Measurement]) -> list[dict[str, object]]:
             "name": one.name,
             "method": one.method,
             "figures": [
-                {"name": f.name, "value": f.value, "unit": f.unit, "target": f.target, "verdict": f.verdict, "note": f.note}
+                {
+                    "name": f.name,
+                    "value": f.value,
+                    "unit": f.unit,
+                    "target": f.target,
+                    "verdict": f.verdict,
+                    "note": f.note,
+                }
                 for f in one.figures
             ],
         }

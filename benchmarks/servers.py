@@ -114,11 +114,11 @@ class Parley:
             made = pool.map(lambda _: self.post("conversations", account, {}), range(count))
             return [str(one["id"]) for one in made]
 
-    def conversations_of_many(self, count: int, *, each: int) -> list[tuple[str, str]]:
+    def conversations_of_many(self, count: int, *, each: int, name: str = "user") -> list[tuple[str, str]]:
         """Make conversations of several users, so many each; return them with their users' tokens, users in turns."""
         made = []
         for number in range(-(-count // each)):
-            account = self.sign_up(f"user{number}")
+            account = self.sign_up(f"{name}{number}")
             made.append([(account.token, id) for id in self.conversations(account, each)])
         return [one for turn in zip(*made, strict=True) for one in turn][:count]
 

@@ -7,7 +7,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 
-from parley.api import API_PREFIX, api_routers
+from parley.api import API_PREFIX, install_routes
 from parley.chat.channels import ConversationChannel, UserChannel
 from parley.chat.setup import build_chat
 from parley.core.db import Database, DatabaseUrls, check_runtime_roles
@@ -17,7 +17,6 @@ from parley.core.middleware import CorsMiddleware, GuardMiddleware, RequestIdMid
 from parley.core.migrate import current_revision, head
 from parley.core.secrets import load_secrets
 from parley.core.service_router import install_documents
-from parley.core.service_router import router as service
 from parley.core.settings import Settings, SettingsInvalid
 from parley.identity.setup import build_identity
 from parley.llm.prompts import PromptLibrary
@@ -68,9 +67,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.registry = ModelRegistry.load(settings.llm.registry, settings.environ)
     app.state.prompts = PromptLibrary.load(settings.llm.prompts)
     install_error_handlers(app)
-    for router in api_routers():
-        app.include_router(router)
-    app.include_router(service)
+    install_routes(app)
     app.router.routes.append(socket_route(f"{API_PREFIX}/realtime"))
     if not settings.is_production:
         install_documents(app)
@@ -128,6 +125,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
             allow_loopback_origins=not settings.is_production,
             handlers=chat.frame_handlers,
         )
+        identity.authenticator.on_revoked = app.state.realtime.revoke
         bus.start()
         stack.push_async_callback(bus.close)
         await chat.start()

@@ -178,6 +178,7 @@ async def test_cancel_racing_the_end_is_one_end(talk: Talk, alice: Account, log_
         await alice.http.post(f"/api/v1/replies/{reply}/cancel")
         ended = await talk.ended(reply)
         log = await log_of(talk.id)
+        assert len(terminals(log, reply)) == 1, (ended, log[-8:])
         ((e, _),) = terminals(log, reply)
         assert e == f"reply.{ended['status']}"
         last = [seq for seq, _, d in log if d.get("reply") == str(reply)][-1]

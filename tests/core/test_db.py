@@ -3,7 +3,7 @@
 import asyncio
 import random
 from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, suppress
 from uuid import UUID
 
 import asyncpg
@@ -373,6 +373,35 @@ async def test_a_connection_lost_under_the_driver_is_unavailable(
     await added(database, here)
 
 
+async def _fail_as_the_driver_does(
+    database: Database, scope: Scope, admin: asyncpg.Connection, error: Exception
+) -> None:
+    async with database.unit_of_work(scope) as unit:
+        await _lose(unit, admin)
+        raise error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        # What asyncpg says when the loss is noticed in the middle of another message: of none of its families.
+        asyncpg.InternalClientError("cannot switch to state 11; another operation (2) is in progress"),
+        asyncpg.InterfaceError("connection is closed"),
+        asyncpg.ConnectionDoesNotExistError("connection was closed in the middle of operation"),
+        asyncpg.AdminShutdownError("terminating connection due to administrator command"),
+        ConnectionResetError(),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+async def test_every_way_the_driver_tells_of_a_lost_connection_is_unavailable(
+    database: Database, admin: asyncpg.Connection, here: Scope, error: Exception
+) -> None:
+    with pytest.raises(Unavailable):
+        await _fail_as_the_driver_does(database, here, admin, error)
+
+    await added(database, here)
+
+
 async def test_no_server_at_all_is_unavailable(urls: DatabaseUrls, here: Scope, unused_tcp_port: int) -> None:
     away = f"postgresql://parley_app@127.0.0.1:{unused_tcp_port}/nothing"
     database = Database(DatabaseUrls(app=away, system=away, owner=away, direct=away), DatabaseSettings())
@@ -560,3 +589,28 @@ async def test_under_load_nobody_sees_a_foreign_row_or_misses_their_own(
         async with crowded.app.connect() as connection:
             assert (await connection.execute(_SEEN)).all() == []
     await crowded.close()
+
+
+async def test_a_unit_that_was_cancelled_anywhere_leaves_no_transaction_behind(
+    database: Database, admin: asyncpg.Connection, here: Scope
+) -> None:
+    """Cut off in BEGIN, the next unit on that connection would be a savepoint in a transaction that never commits."""
+
+    async def cut_off() -> None:
+        async with database.unit_of_work(here) as unit:
+            await (await unit.driver()).fetchval("SELECT 1")
+
+    turns = 0
+    while turns < 60:
+        task = asyncio.create_task(cut_off())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+        turns += 1
+    for number in range(1, 12):
+        await added(database, here)
+        assert await admin.fetchval("SELECT count(*) FROM conversations") == number
+    idle = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND state LIKE 'idle in%'"
+    assert await admin.fetchval(idle) == 0

@@ -16,11 +16,11 @@ import pytest
 from fastapi import FastAPI
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.conftest import Account, http_client, make_settings
-from tests.realtime.conftest import LiveServer, Serve, serve_with
 
 from parley.core.db import DatabaseUrls
 from parley.core.settings import Environment, Settings
+from tests.conftest import Account, http_client, make_settings
+from tests.realtime.conftest import LiveServer, Serve, serve_with
 
 __all__ = ["serve_with"]
 
@@ -132,7 +132,14 @@ async def test_a_hostile_body_is_refused_everywhere(alice: Account, routes: list
 
 @pytest.mark.parametrize(
     "kind",
-    ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", "application/xml", "", "x" * 500],
+    [
+        "text/plain",
+        "application/x-www-form-urlencoded",
+        "multipart/form-data; boundary=x",
+        "application/xml",
+        "",
+        "x" * 500,
+    ],
 )
 async def test_another_content_type_is_refused(alice: Account, routes: list[tuple[str, str]], kind: str) -> None:
     for method, path in routes:
@@ -506,7 +513,9 @@ async def test_cors_is_strict_in_production(tmp_path: Path, urls: DatabaseUrls, 
         assert "Origin" in answer.headers["vary"]
 
 
-async def test_a_refused_preflight_has_the_envelope(tmp_path: Path, urls: DatabaseUrls, running_app: RunningApp) -> None:
+async def test_a_refused_preflight_has_the_envelope(
+    tmp_path: Path, urls: DatabaseUrls, running_app: RunningApp
+) -> None:
     async with running_app(production(tmp_path, urls)) as app, http_client(app) as client:
         answer = await client.options("/api/v1/tasks", headers={"Origin": "https://evil.example", **_PREFLIGHT})
         assert_envelope(answer, 400, 403)

@@ -7,8 +7,8 @@ from contextlib import asynccontextmanager
 
 import httpx
 import pytest
-from benchmarks.fake_provider import FakeProvider
 
+from benchmarks.fake_provider import FakeProvider
 from parley.core.http import chunk_reader, create_http_client
 
 Answer = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]

@@ -3,9 +3,9 @@
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any, Literal
 
-from benchmarks.fake_provider import FakeProvider
 from pydantic import SecretStr
 
+from benchmarks.fake_provider import FakeProvider
 from parley.llm.ports import Chunk, ModelMessage, ModelRequest, ReasoningChunk, TextChunk, TextPart, ToolSpec
 from parley.llm.registry import ModelEntry, Price, Timeouts
 

@@ -6,11 +6,11 @@ import time
 
 import httpx
 import pytest
-from benchmarks.fake_provider import FakeProvider, Plan, script
-from tests.llm.calls import KINDS, Kind, asking, collect, entry_for
 
+from benchmarks.fake_provider import FakeProvider, Plan, script
 from parley.llm.factory import build_model
 from parley.llm.ports import TextChunk
+from tests.llm.calls import KINDS, Kind, asking, collect, entry_for
 
 
 def test_the_script_depends_on_its_seed_alone_and_holds_other_scripts() -> None:

@@ -4,14 +4,14 @@ from collections.abc import AsyncGenerator
 
 import httpx
 import pytest
-from benchmarks.fake_provider import FakeProvider, script
-from tests.llm.calls import asking, entry_for, text_of
 
+from benchmarks.fake_provider import FakeProvider, script
 from parley.llm import retry
 from parley.llm.errors import ModelError
 from parley.llm.factory import build_model
 from parley.llm.ports import Chunk, Finish, ModelRequest, TextChunk
 from parley.llm.retry import AttemptStarted, Candidate, stream_with_retries
+from tests.llm.calls import asking, entry_for, text_of
 
 
 @pytest.fixture

@@ -17,7 +17,6 @@ import httpx
 import pytest
 import uvicorn
 from fastapi import FastAPI
-from tests.conftest import Account, TestDatabases, make_settings
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 from websockets.frames import Close as CloseFrame
@@ -27,6 +26,7 @@ from parley.core.db import DatabaseUrls
 from parley.core.settings import RealtimeSettings, Settings
 from parley.main import create_app
 from parley.realtime.service import Realtime
+from tests.conftest import Account, TestDatabases, make_settings
 
 Frame = dict[str, Any]
 
@@ -36,12 +36,10 @@ WAIT_S = 10.0
 # -- the protocol's tables -----------------------------------------------------------------------------------------
 
 ERR_CODES = frozenset(
-    "bad_frame invalid unauthenticated forbidden not_found conflict busy rate_limited too_large active_reply limit_subs "
-    "over_budget unavailable expired internal".split()
+    ["bad_frame", "invalid", "unauthenticated", "forbidden", "not_found", "conflict", "busy", "rate_limited", "too_large", "active_reply", "limit_subs", "over_budget", "unavailable", "expired", "internal"]
 )
 FAILURE_CODES = frozenset(
-    "provider_auth provider_rate_limited provider_unavailable provider_timeout bad_output content_filtered "
-    "context_too_long over_budget worker_lost internal".split()
+    ["provider_auth", "provider_rate_limited", "provider_unavailable", "provider_timeout", "bad_output", "content_filtered", "context_too_long", "over_budget", "worker_lost", "internal"]
 )
 TERMINAL = frozenset({"reply.completed", "reply.failed", "reply.cancelled"})
 _RETRY = frozenset({"never", "now", "backoff"})
@@ -429,7 +427,9 @@ class LiveServer:
     @asynccontextmanager
     async def open(self, **options: Any) -> AsyncIterator[Peer]:
         """Connect, and say nothing yet."""
-        options = {"subprotocols": ["parley.v1"], "max_size": None, "compression": None, "ping_interval": None, **options}
+        options = {"subprotocols": ["parley.v1"], "max_size": None, "compression": None, "ping_interval": None,
+                   # A test may leave with frames unread, and then the library waits for nothing.
+                   "close_timeout": 0.5, **options}  # fmt: skip
         async with connect(self.ws, **options) as socket:
             yield Peer(socket)
 
@@ -500,9 +500,7 @@ async def serving(settings: Settings, urls: DatabaseUrls) -> AsyncIterator[LiveS
         await server.answers.wait()
         try:
             assert server.started, "the lifespan failed; the log says why"
-            yield LiveServer(
-                app, settings, urls, f"http://127.0.0.1:{port}", f"ws://127.0.0.1:{port}/api/v1/realtime"
-            )
+            yield LiveServer(app, settings, urls, f"http://127.0.0.1:{port}", f"ws://127.0.0.1:{port}/api/v1/realtime")
         finally:
             server.should_exit = True
             await task

@@ -18,9 +18,10 @@ from uuid import uuid4
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from websockets.exceptions import ConnectionClosed
+
 from tests.conftest import Account
 from tests.realtime.conftest import LiveServer, Peer, Serve, conversation_of, poll
-from websockets.exceptions import ConnectionClosed
 
 CANARY = "canary-8fb1c2"
 
@@ -436,7 +437,11 @@ async def test_2000_random_frames_leave_the_others_alone(
 
 
 _json = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(exclude_categories=[]), max_size=20),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(st.characters(exclude_categories=[]), max_size=20),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
     max_leaves=12,
 )

@@ -13,7 +13,6 @@ import pytest
 from fastapi import FastAPI
 from sqlalchemy import bindparam, event, select, true
 from sqlalchemy.pool import ConnectionPoolEntry
-from tests.conftest import http_client
 
 from parley.core import clock
 from parley.core.db import Database
@@ -25,6 +24,7 @@ from parley.tasks import repository
 from parley.tasks.models import Task
 from parley.tasks.repository import TaskRepository
 from parley.tasks.service import TaskService
+from tests.conftest import http_client
 
 CountQueries = Callable[[Database], AbstractAsyncContextManager[list[str]]]
 SignInAs = Callable[[Scope], httpx.AsyncClient]

@@ -2,7 +2,6 @@
 
 import asyncpg
 import pytest
-from tests.tasks.conftest import TaskServices
 
 from parley.core.db import Database
 from parley.core.scope import Scope
@@ -10,6 +9,7 @@ from parley.realtime.channels import ChannelNotFound, Channels
 from parley.realtime.events import Channel
 from parley.tasks.channels import TasksChannel
 from parley.tasks.schemas import TaskCreate, TaskUpdate
+from tests.tasks.conftest import TaskServices
 
 
 @pytest.fixture

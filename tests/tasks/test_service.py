@@ -9,7 +9,6 @@ import asyncpg
 import orjson
 import pytest
 from hypothesis import given, strategies
-from tests.tasks.conftest import Announcements, TaskServices
 
 from parley.core import clock
 from parley.core.db import Database
@@ -19,6 +18,7 @@ from parley.core.scope import Scope
 from parley.tasks.errors import TaskAmbiguous, TaskNotFound
 from parley.tasks.schemas import TaskCreate, TaskRead, TaskReplace, TaskUpdate
 from parley.tasks.service import TaskService, named_task
+from tests.tasks.conftest import Announcements, TaskServices
 
 DUE = datetime(2027, 3, 1, 17, tzinfo=UTC)
 ALL = PageRequest(1, 100)

@@ -6,7 +6,6 @@ from typing import Any
 import orjson
 import pytest
 from pydantic import ValidationError
-from tests.tasks.conftest import Announcements, TaskServices
 
 from parley.core.db import Database
 from parley.core.pagination import PageRequest
@@ -14,6 +13,7 @@ from parley.core.scope import Scope
 from parley.llm.tools import Tool, ToolContext
 from parley.tasks.errors import TaskAmbiguous, TaskNotFound
 from parley.tasks.tools import TOOLS
+from tests.tasks.conftest import Announcements, TaskServices
 
 BY_NAME = {tool.name: tool for tool in TOOLS}
 RunTool = Callable[..., Awaitable[dict[str, Any]]]

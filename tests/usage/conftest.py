@@ -2,8 +2,8 @@ from collections.abc import AsyncIterator
 
 import httpx
 import pytest
-from benchmarks.fake_provider import FakeProvider
 
+from benchmarks.fake_provider import FakeProvider
 from parley.core.http import create_http_client
 
 

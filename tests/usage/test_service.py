@@ -4,16 +4,16 @@ from pathlib import Path
 
 import httpx
 import pytest
-from benchmarks.fake_provider import FakeProvider, script
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.llm.calls import asking, text_of
 
+from benchmarks.fake_provider import FakeProvider, script
 from parley.llm.errors import ModelError, ModelNotUsable, UnknownModel
 from parley.llm.ports import TextChunk, UsageChunk
 from parley.llm.registry import ModelEntry, ModelRegistry, Price
 from parley.llm.retry import AttemptStarted
 from parley.usage.service import ModelCall, UsageService, cost_of
+from tests.llm.calls import asking, text_of
 
 REGISTRY = """\
 providers:

@@ -2,7 +2,7 @@
 
 from uuid import UUID
 
-from parley.chat.messages import conversation_channel, user_channel
+from parley.chat.messages import conversation_channel, conversation_of, user_channel
 from parley.chat.repository import ConversationRepository
 from parley.chat.service import ConversationService
 from parley.core.db import UnitOfWork
@@ -23,14 +23,14 @@ class ConversationChannel:
 
     async def resolve(self, unit: UnitOfWork, scope: Scope, argument: str) -> Channel:
         """Return the channel if the conversation is the caller's to see."""
-        id_ = _uuid(argument)
+        id_ = _id(f"{self.prefix}:{argument}")
         if await ConversationRepository(unit, scope).find(id_) is None:
             raise ChannelNotFound
         return conversation_channel(scope.workspace_id, id_)
 
     async def state(self, unit: UnitOfWork, scope: Scope, channel: Channel) -> State:
         """Return the conversation and its newest 50 messages, running replies with their parts so far."""
-        return await ConversationService(unit, scope, self._bus).snapshot(_uuid(channel.name.partition(":")[2]))
+        return await ConversationService(unit, scope, self._bus).snapshot(_id(channel.name))
 
 
 class UserChannel:
@@ -53,12 +53,8 @@ class UserChannel:
         return await ConversationService(unit, scope, self._bus).inbox()
 
 
-def _uuid(text: str) -> UUID:
-    """Read the id as the server writes it: a second spelling would be a second name for one channel."""
-    try:
-        found = UUID(text)
-    except ValueError:
-        raise ChannelNotFound from None
-    if str(found) != text:
+def _id(name: str) -> UUID:
+    found = conversation_of(name)
+    if found is None:
         raise ChannelNotFound
     return found

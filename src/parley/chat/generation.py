@@ -15,7 +15,8 @@ from parley.chat.repository import MessageRepository
 from parley.chat.tools import ToolBox
 from parley.chat.turns import Ending, Turns, failure
 from parley.core.db import Database
-from parley.core.errors import AppError, Unavailable
+from parley.core.error_handlers import translate
+from parley.core.errors import AppError
 from parley.core.logging import log_context
 from parley.core.settings import LlmSettings
 from parley.llm.errors import ModelError
@@ -40,6 +41,7 @@ logger = logging.getLogger(__name__)
 
 _HISTORY = 200
 _UNWRITTEN_CHARACTERS = 64 * 1024
+_FAULTS = 3
 
 
 class _Stopped(Exception):
@@ -55,6 +57,7 @@ class _Account:
     """What a reply used, over all its model calls."""
 
     model: str | None = None
+    prompt: RenderedPrompt | None = None
     input_tokens: int = 0
     cached_tokens: int = 0
     output_tokens: int = 0
@@ -130,8 +133,7 @@ class Generator:
         ids = {"reply_id": str(run.reply_id), "workspace_id": str(run.scope.workspace_id)}
         with log_context(**ids):
             draft, account = Draft(run, self._writer), _Account(model=run.options.get("model"))
-            prompt = self._prompts.render(f"chat/{run.options.get('assistant', 'general')}")
-            work = asyncio.create_task(self._write(run, draft, account, prompt), name=f"model-{run.reply_id}")
+            work = asyncio.create_task(self._write(run, draft, account), name=f"model-{run.reply_id}")
             run.on_signal = partial(_cancel, work)
             if run.cancelled or run.lost:
                 work.cancel()
@@ -140,13 +142,11 @@ class Generator:
                 logger.warning("reply is no longer ours")
                 self._writer.untrack(run)
                 return
-            end = self._ending(run, draft, account, prompt, work)
+            end = self._ending(run, draft, account, work)
             await self._end(run, end)
             logger.info("reply ended", extra={"status": end.status, "model": end.model, **(end.usage or {})})
 
-    def _ending(
-        self, run: Run, draft: Draft, account: _Account, prompt: RenderedPrompt, work: asyncio.Task[None]
-    ) -> Ending:
+    def _ending(self, run: Run, draft: Draft, account: _Account, work: asyncio.Task[None]) -> Ending:
         status, error = "completed", None
         if work.cancelled():
             status = "cancelled" if run.cancelled else "failed"
@@ -165,24 +165,29 @@ class Generator:
                     error = failure("internal")
         return Ending(
             status=status, parts=draft.parts, model=account.model, usage=account.usage, cost=account.cost, error=error,
-            prompt_path=prompt.path, prompt_hash=prompt.sha256,
+            prompt_path=account.prompt.path if account.prompt else None,
+            prompt_hash=account.prompt.sha256 if account.prompt else None,
         )  # fmt: skip
 
     async def _end(self, run: Run, end: Ending) -> None:
         """Store the end, however long the database is away: a reply has exactly one."""
         await self._writer.settle(run)
-        delay = 0.1
+        delay, faults = 0.1, 0
         while True:
             try:
                 await self._turns.finish(run, end)
                 break
-            except Unavailable:
-                await asyncio.sleep(delay)
-                delay = min(delay * 2, 5.0)
-                if await self._ended_meanwhile(run):
+            except Exception as error:
+                if translate(error) is None:
+                    logger.exception("the end of a reply could not be stored")
+                    faults += 1
+                if faults == _FAULTS:
+                    # It is this end that cannot be stored. The sweep makes one from what the log has.
+                    await self._turns.release(run)
                     break
-            except Exception:
-                logger.exception("the end of a reply could not be stored")
+            await asyncio.sleep(delay)
+            delay = min(delay * 2, 5.0)
+            if await self._ended_meanwhile(run):
                 break
         self._writer.untrack(run)
         if not self._stopping:
@@ -195,12 +200,15 @@ class Generator:
     async def _ended_meanwhile(self, run: Run) -> bool:
         try:
             return await self._turns.is_ended(run)
-        except Unavailable:
+        except Exception as error:
+            if translate(error) is None:
+                logger.exception("a reply could not be looked up")
             return False
 
     # -- the model -----------------------------------------------------------------------------------------------
 
-    async def _write(self, run: Run, draft: Draft, account: _Account, prompt: RenderedPrompt) -> None:
+    async def _write(self, run: Run, draft: Draft, account: _Account) -> None:
+        account.prompt = prompt = self._prompts.render(f"chat/{run.options.get('assistant', 'general')}")
         messages = [ModelMessage("system", (TextPart(prompt.text),)), *await self._history(run)]
         tools = self._tools.specs(run.options.get("tools"))
         for _ in range(self._settings.max_steps):

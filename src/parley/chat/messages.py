@@ -21,6 +21,19 @@ def conversation_channel(workspace_id: UUID, conversation_id: UUID) -> Channel:
     return Channel(workspace_id, name, name)
 
 
+def conversation_of(name: str) -> UUID | None:
+    """Return the conversation that a channel's name names, written as the server writes it, or None.
+
+    A second spelling of an id would be a second name for one channel.
+    """
+    prefix, _, text = name.partition(":")
+    try:
+        found = UUID(text)
+    except ValueError:
+        return None
+    return found if prefix == "conversation" and str(found) == text else None
+
+
 def user_channel(workspace_id: UUID, user_id: UUID) -> Channel:
     """Return a user's inbox. Its clients call it `user:me`; only that user sees its rows."""
     return Channel(workspace_id, f"user:{user_id}", "user:me", owner_id=user_id)

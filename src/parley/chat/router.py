@@ -14,7 +14,7 @@ from parley.core.envelope import CursorEnvelope, Envelope, ErrorEnvelope, PageEn
 from parley.core.errors import Invalid
 from parley.core.ids import new_id
 from parley.core.pagination import MAX_PER_PAGE, Page
-from parley.core.scope import CurrentScope
+from parley.core.scope import Credential, CurrentScope
 from parley.llm.registry import ModelInfo
 from parley.realtime.dependencies import RealtimeDep
 from parley.realtime.router import SSE_HEADERS, EventStream
@@ -119,7 +119,7 @@ async def send_message(
         return respond({"message": sent.message, "reply": sent.reply}, status=202)
     turn = TurnStream(EventStream(realtime, scope), sent)
     start_seq = await chat.turns.start_of(scope, UUID(sent.reply["id"]))
-    credential = await realtime.authenticator.reauthenticate(scope)
+    credential: Credential = request.state.credential
     snapshot = await turn.open(f"conversation:{conversation_id}", start_seq)
     return StreamingResponse(
         turn.follow(snapshot, until=credential.expires_at), media_type="text/event-stream", headers=SSE_HEADERS

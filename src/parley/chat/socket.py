@@ -1,11 +1,11 @@
 """What the chat does with its frames on the socket."""
 
 from typing import Any
-from uuid import UUID
 
 from pydantic import TypeAdapter, ValidationError
 
 from parley.chat.errors import ConversationNotFound
+from parley.chat.messages import conversation_of
 from parley.chat.schemas import MessageSend
 from parley.chat.tools import ToolBox
 from parley.chat.turns import Send, Turns
@@ -25,12 +25,8 @@ class ChatFrames:
 
     async def send(self, scope: Scope, frame: ChatSend) -> dict[str, Any]:
         """Store a message and begin its reply; `ok` carries both ids."""
-        prefix, _, argument = frame.ch.partition(":")
-        try:
-            conversation_id = UUID(argument)
-        except ValueError:
-            raise ConversationNotFound from None
-        if prefix != "conversation":
+        conversation_id = conversation_of(frame.ch)
+        if conversation_id is None:
             raise ConversationNotFound
         parts = [part.model_dump(exclude_none=True) for part in frame.parts]
         try:

@@ -41,7 +41,7 @@ class TurnStream:
                 yield sse_snapshot(snapshot, cursor)
                 if _ended(snapshot.state, self._reply):
                     return
-            while (left := until - clock.timestamp()) > 0:
+            while (left := until - clock.timestamp()) > 0 and not self._stream.revoked:
                 while cursor.is_behind and not cursor.lost:
                     events = [event for event in await cursor.read() if self._is_ours(event)]
                     yield "".join(sse_event(event, cursor, self._stream.epoch) for event in events)
@@ -52,7 +52,7 @@ class TurnStream:
                 if not await self._stream.wait(min(15.0, left)):
                     yield ": still here\n\n"
         finally:
-            cursor.close()
+            self._stream.close()
 
 
 def _ended(state: dict[str, Any], reply: str) -> bool:

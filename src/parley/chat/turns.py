@@ -5,6 +5,7 @@ head of the user's inbox.
 """
 
 import hashlib
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from decimal import Decimal
@@ -29,6 +30,8 @@ from parley.realtime.fold import apply_reply_event, digest, visible_text
 from parley.realtime.log import append
 from parley.realtime.runs import Orphan, Run
 from parley.realtime.tick import TickWriter
+
+logger = logging.getLogger(__name__)
 
 _TITLE_LENGTH = 60
 _RETRYABLE = frozenset({"provider_rate_limited", "provider_unavailable", "provider_timeout", "worker_lost", "internal"})
@@ -252,6 +255,15 @@ class Turns:
             if found is None:
                 raise ReplyNotFound
             return int(found["start_seq"])
+
+    async def release(self, run: Run) -> None:
+        """Give a run up, so that the sweep of open replies ends it. What fails here leaves it to the next process."""
+        run.signal(lost=True)
+        try:
+            async with self._database.unit_of_work(run.scope) as unit:
+                await runs.release(unit, run)
+        except Exception as error:
+            logger.exception("a run could not be released", extra={"cause": type(error).__name__})
 
     async def is_ended(self, run: Run) -> bool:
         """Whether a reply has its end: asked when the outcome of a commit is not known."""

@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import asyncpg
 from sqlalchemy import event, text
@@ -35,16 +35,28 @@ OWNER_ROLE = "parley_owner"
 
 _TURN_S = 2.0
 
-_BIND = text("SELECT set_config('app.workspace_id', :workspace, true), set_config('app.user_id', :user, true)")
-_BIND_AND_BECOME = text(
-    "SELECT set_config('app.workspace_id', :workspace, true), set_config('app.user_id', :user, true), "
-    f"set_config('role', '{APP_ROLE}', true)"
-)
-_BECOME_SYSTEM = text(f"SELECT set_config('role', '{SYSTEM_ROLE}', true)")
+_BIND = "SELECT set_config('app.workspace_id', '{workspace}', true), set_config('app.user_id', '{user}', true)"
+_BECOME = "SELECT set_config('role', '{role}', true)"
 
 
 class MissingScope(Exception):
     """A scoped session was opened without a scope: a fault in our code, found before the first query."""
+
+
+class BoundConnection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has no types
+    """A connection that sends what binds a transaction together with its BEGIN: one round trip for both.
+
+    `prologue` is for the next transaction only.
+    """
+
+    prologue = ""
+
+    async def execute(self, query: str, *args: Any, timeout: float | None = None) -> str:
+        """Execute, as asyncpg does; a BEGIN takes the prologue with it."""
+        if self.prologue and query.startswith("BEGIN"):
+            query, self.prologue = query + self.prologue, ""
+        status: str = await super().execute(query, *args, timeout=timeout)
+        return status
 
 
 class ScopedSession(Session):
@@ -68,14 +80,17 @@ def _bind_scope(session: ScopedSession, _transaction: object, connection: Any) -
     scope = session.info.get("scope")
     if not isinstance(scope, Scope):
         raise MissingScope
-    statement = _BIND_AND_BECOME if session.info["become"] else _BIND
-    connection.execute(statement, {"workspace": str(scope.workspace_id), "user": str(scope.user_id)})
+    # Two UUIDs, so the text holds nothing that a caller could have written.
+    prologue = _BIND.format(workspace=UUID(int=scope.workspace_id.int), user=UUID(int=scope.user_id.int))
+    if session.info["become"]:
+        prologue += "; " + _BECOME.format(role=APP_ROLE)
+    connection.connection.driver_connection.prologue = prologue
 
 
 @event.listens_for(SystemSession, "after_begin")
 def _become_system(session: SystemSession, _transaction: object, connection: Any) -> None:
     if session.info["become"]:
-        connection.execute(_BECOME_SYSTEM)
+        connection.connection.driver_connection.prologue = _BECOME.format(role=SYSTEM_ROLE)
 
 
 @event.listens_for(ScopedSession, "after_rollback")
@@ -99,6 +114,13 @@ class UnitOfWork:
     async def driver(self) -> asyncpg.Connection:
         """Return asyncpg's own connection inside the same transaction, for the paths that are written in SQL."""
         raw = await (await self.session.connection()).get_raw_connection()
+        adapter: Any = raw.dbapi_connection
+        # SQLAlchemy sends BEGIN with the first statement that it executes itself; here it may not execute any.
+        if adapter._transaction is None:
+            try:
+                await adapter._start_transaction()
+            except adapter.dbapi.Error as error:
+                raise (error.__cause__ or error) from None
         return cast("asyncpg.Connection", raw.driver_connection)
 
     def after_commit(self, action: Callable[[], None]) -> None:
@@ -195,10 +217,14 @@ def _engine(url: str, *, size: int, settings: DatabaseSettings, pooled: bool) ->
 
     async def connect(*_: object, **__: object) -> asyncpg.Connection:
         return await _connect(
-            dsn, timeout=settings.connect_timeout_s, command_timeout=settings.statement_timeout_s, **cache
+            dsn,
+            timeout=settings.connect_timeout_s,
+            command_timeout=settings.statement_timeout_s,
+            connection_class=BoundConnection,
+            **cache,
         )
 
-    return create_async_engine(
+    engine = create_async_engine(
         "postgresql+asyncpg://",
         poolclass=AsyncAdaptedQueuePool,
         pool_size=size,
@@ -207,6 +233,14 @@ def _engine(url: str, *, size: int, settings: DatabaseSettings, pooled: bool) ->
         pool_use_lifo=True,
         connect_args={"async_creator_fn": connect, **({"prepared_statement_cache_size": 0} if pooled else {}), **name},
     )
+    event.listen(engine.sync_engine, "checkin", _drop_prologue)
+    return engine
+
+
+def _drop_prologue(connection: Any, _record: object) -> None:
+    # A transaction that was never begun leaves its binding behind; connections that are gone come as None.
+    if connection is not None:
+        connection.driver_connection.prologue = ""
 
 
 class Database:
@@ -271,18 +305,34 @@ async def _turn(turns: asyncio.Semaphore) -> AsyncIterator[None]:
         turns.release()
 
 
+# All that asyncpg and SQLAlchemy raise: `InternalClientError` is in none of asyncpg's families.
+_DATABASE_ERRORS = (
+    SQLAlchemyError,
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+    OSError,
+    TimeoutError,
+)
+
+
 @asynccontextmanager
 async def _transaction(session: AsyncSession) -> AsyncIterator[UnitOfWork]:
     unit = UnitOfWork(session)
     try:
         yield unit
         await unit._finish()
-    except (SQLAlchemyError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
+    except _DATABASE_ERRORS as error:
         if not is_connection_lost(error):
             raise
         # What went past SQLAlchemy has told it nothing: the pool must not hand this connection out again.
         await session.invalidate()
         raise Unavailable("The database is not available.", retry_after_s=2) from error
+    except asyncio.CancelledError:
+        # Cut off in BEGIN, a connection is in a transaction that nobody knows of: what comes next on it would be a
+        # savepoint, and never be committed.
+        await asyncio.shield(session.invalidate())
+        raise
     finally:
         await session.close()
 

@@ -3,6 +3,7 @@
 import logging
 from typing import Any
 
+import asyncpg
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from sqlalchemy.exc import DBAPIError
@@ -58,8 +59,8 @@ def translate(error: Exception) -> errors.AppError | None:
         return error
     if is_connection_lost(error):
         return errors.Unavailable("The database is not available.", retry_after_s=2)
-    if isinstance(error, DBAPIError):
-        state = getattr(error.orig, "sqlstate", None)
+    if isinstance(error, DBAPIError | asyncpg.PostgresError):
+        state = getattr(error.orig if isinstance(error, DBAPIError) else error, "sqlstate", None)
         # Serialization failure, deadlock, cancelled statement: the same request may succeed.
         if state in {"40001", "40P01", "57014", "55P03"}:
             return errors.Unavailable("The database was busy.", retry_after_s=1)

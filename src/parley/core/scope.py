@@ -77,6 +77,7 @@ class ScopeBearer(HTTPBearer):
         """Return the caller's scope, or raise `Unauthenticated`."""
         authenticator: Authenticator = request.app.state.authenticator
         credential = await authenticator.authenticate(bearer_token(request.headers.get("authorization")) or "")
+        request.state.credential = credential
         bind_log_context(workspace_id=str(credential.scope.workspace_id), user_id=str(credential.scope.user_id))
         return credential.scope
 

@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from uuid import UUID
 
@@ -56,6 +57,8 @@ class SessionAuthenticator:
         self._standings: _Recent[UUID, _Standing] = _Recent()
         self._loading: dict[UUID, asyncio.Task[_Standing]] = {}
         self._tasks: set[asyncio.Task[_Standing]] = set()
+        self.on_revoked: Callable[[UUID], None] = lambda session_id: None  # noqa: ARG005 - nobody listens yet
+        """Told of each session that ends here, for whoever holds something open in its name."""
 
     async def authenticate(self, token: str) -> Credential:
         """Verify a bearer token, its session and its membership. Raises `Unauthenticated`, `Unavailable`."""
@@ -77,6 +80,7 @@ class SessionAuthenticator:
         """Look a session up again at its next use. A look-up that is under way is not remembered."""
         self._standings.pop(session_id, None)
         self._loading.pop(session_id, None)
+        self.on_revoked(session_id)
 
     async def close(self) -> None:
         """Wait for the look-ups under way."""

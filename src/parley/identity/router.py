@@ -15,11 +15,11 @@ _NO_STORE = {"Cache-Control": "no-store"}
 _INVALID = {"model": ErrorEnvelope, "description": "The body does not hold; `details.field` says where"}
 _BUSY = {"model": ErrorEnvelope, "description": "The database is away or too many sign-ins wait; see Retry-After"}
 
-_auth = APIRouter(prefix="/auth", tags=["auth"])
-_me = APIRouter(prefix="/me", tags=["me"])
+auth_router = APIRouter(prefix="/auth", tags=["auth"])
+me_router = APIRouter(prefix="/me", tags=["me"])
 
 
-@_auth.post(
+@auth_router.post(
     "/signup",
     status_code=201,
     summary="Sign up",
@@ -36,7 +36,7 @@ async def sign_up(body: SignUp, identity: IdentityDep, user_agent: UserAgent) ->
     return respond(answer, status=201, headers=_NO_STORE)
 
 
-@_auth.post(
+@auth_router.post(
     "/signin",
     summary="Sign in",
     response_model=Envelope[TokenAnswer],
@@ -53,7 +53,7 @@ async def sign_in(body: SignIn, identity: IdentityDep, user_agent: UserAgent) ->
     return respond(answer, headers=_NO_STORE)
 
 
-@_auth.post(
+@auth_router.post(
     "/refresh",
     summary="Refresh a session",
     response_model=Envelope[TokenAnswer],
@@ -73,7 +73,7 @@ async def refresh_session(body: Refresh, identity: IdentityDep, user_agent: User
     return respond(answer, headers=_NO_STORE)
 
 
-@_auth.post(
+@auth_router.post(
     "/signout",
     status_code=204,
     response_class=Response,
@@ -92,7 +92,7 @@ async def sign_out(
     return Response(status_code=204, headers=_NO_STORE)
 
 
-@_me.get(
+@me_router.get(
     "",
     summary="Read the caller",
     response_model=Envelope[MeRead],
@@ -103,7 +103,7 @@ async def get_me(scope: CurrentScope, identity: IdentityDep) -> Response:
     return respond(await identity.me(scope))
 
 
-@_me.patch(
+@me_router.patch(
     "",
     summary="Change the caller",
     response_model=Envelope[MeRead],
@@ -112,12 +112,3 @@ async def get_me(scope: CurrentScope, identity: IdentityDep) -> Response:
 async def update_me(body: UserUpdate, scope: CurrentScope, identity: IdentityDep) -> Response:
     """Change the caller's name."""
     return respond(await identity.rename(scope, body.name))
-
-
-router = APIRouter()
-router.include_router(_auth)
-router.include_router(_me)
-
-v1_router = APIRouter(include_in_schema=False)
-"""The same sign-up, sign-in, refresh and sign-out, to be mounted below `/v1`."""
-v1_router.include_router(_auth)

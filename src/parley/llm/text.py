@@ -70,7 +70,13 @@ def read_arguments(raw: str) -> dict[str, Any] | None:
         return None
     if not isinstance(value, dict):
         return None
-    return _clean_within(value) if "\\u" in raw else value
+    try:
+        value = _clean_within(value) if "\\u" in raw else value
+        # What cannot be written again (deeper than 254, beyond 64 bits) can be neither stored nor sent.
+        orjson.dumps(value)
+    except (TypeError, RecursionError):
+        return None
+    return value
 
 
 def _clean_within(value: Any) -> Any:

@@ -95,6 +95,11 @@ class Cursor:
         if head.seq - since.seq > self._settings.replay_events:
             # Deltas merge: a thousand events that a client receives may stand for many more in the log.
             return "too_far"
+        # What the ring still holds is small. Below it the log may hold a thousand long messages.
+        if since.seq < self._ring.base:
+            size = await self._log.size(self._scope, self.channel, after=since.seq)
+            if size > self._settings.replay_bytes:
+                return "too_far"
         return "ok"
 
     @property

@@ -13,10 +13,19 @@ from parley.core.scope import Scope
 from parley.realtime.events import Channel, LoggedEvent, NewEvent, timestamp_ms
 
 _APPEND = "SELECT ord, seq, epoch, at FROM realtime_append($1, $2, $3, $4, $5)"
+# A page is bounded by bytes too, but for its first event.
 _READ = """
-    SELECT seq, e, d::text AS d, at FROM channel_events
-    WHERE workspace_id = $1 AND channel = $2 AND seq > $3 ORDER BY seq LIMIT $4
+    SELECT seq, e, d, at FROM (
+        SELECT seq, e, d::text AS d, at,
+               sum(octet_length(d::text)) OVER (ORDER BY seq) - octet_length(d::text) AS before
+        FROM channel_events WHERE workspace_id = $1 AND channel = $2 AND seq > $3 ORDER BY seq LIMIT $4
+    ) page WHERE before < $5 ORDER BY seq
 """
+_SIZE = """
+    SELECT coalesce(sum(octet_length(d::text)), 0) FROM channel_events
+    WHERE workspace_id = $1 AND channel = $2 AND seq > $3
+"""
+_PAGE_BYTES = 256 * 1024
 _HEAD = "SELECT seq, floor, epoch FROM channel_heads WHERE workspace_id = $1 AND channel = $2"
 _MAKE_HEAD = """
     INSERT INTO channel_heads (workspace_id, channel, owner_id, seq) VALUES ($1, $2, $3, 0)
@@ -81,7 +90,7 @@ async def head_of(unit: UnitOfWork, channel: Channel) -> Head:
 async def read_range(unit: UnitOfWork, channel: Channel, *, after: int, limit: int) -> list[LoggedEvent]:
     """Return the events after a position, oldest first."""
     connection = await unit.driver()
-    rows = await connection.fetch(_READ, *channel.address, after, limit)
+    rows = await connection.fetch(_READ, *channel.address, after, limit, _PAGE_BYTES)
     return [LoggedEvent(row["seq"], row["e"], row["d"], timestamp_ms(row["at"])) for row in rows]
 
 
@@ -102,3 +111,9 @@ class LogReader:
         """Return the events after a position, oldest first."""
         async with self._database.unit_of_work(scope) as unit:
             return await read_range(unit, channel, after=after, limit=limit)
+
+    async def size(self, scope: Scope, channel: Channel, *, after: int) -> int:
+        """Return how many bytes of data the events after a position hold."""
+        async with self._database.unit_of_work(scope) as unit:
+            connection = await unit.driver()
+            return int(await connection.fetchval(_SIZE, *channel.address, after))

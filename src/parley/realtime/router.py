@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Annotated
 
-from fastapi import APIRouter, Header, Query, Response
+from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
 from starlette.routing import WebSocketRoute
@@ -12,7 +12,7 @@ from starlette.routing import WebSocketRoute
 from parley.core import clock
 from parley.core.envelope import Envelope, ErrorEnvelope, respond
 from parley.core.errors import Invalid
-from parley.core.scope import CurrentScope
+from parley.core.scope import Credential, CurrentScope
 from parley.realtime.channels import ChannelNotFound, Snapshot
 from parley.realtime.cursor import Cursor
 from parley.realtime.dependencies import RealtimeDep
@@ -78,7 +78,10 @@ class EventStream:
     """A reader of one channel for one HTTP response."""
 
     def __init__(self, realtime: RealtimeDep, scope: CurrentScope) -> None:
+        self._realtime = realtime
         self._moved = asyncio.Event()
+        self.session_id = scope.session_id
+        self.revoked = False
         self.cursor = realtime.cursor(scope, self._moved.set)
         self.epoch = ""
 
@@ -86,7 +89,18 @@ class EventStream:
         """Subscribe; raises `ChannelNotFound` before anything was sent."""
         head, _, snapshot = await self.cursor.open(channel, since)
         self.epoch = head.epoch
+        self._realtime.streams.add(self)
         return snapshot
+
+    def revoke(self) -> None:
+        """End with the session that it was opened by."""
+        self.revoked = True
+        self._moved.set()
+
+    def close(self) -> None:
+        """Unsubscribe."""
+        self._realtime.streams.discard(self)
+        self.cursor.close()
 
     async def wait(self, timeout_s: float) -> bool:
         """Return whether the channel moved within the time."""
@@ -104,7 +118,7 @@ class EventStream:
             yield ": parley.v1\n\n"
             if snapshot is not None:
                 yield sse_snapshot(snapshot, self.cursor)
-            while (left := until - clock.timestamp()) > 0:
+            while (left := until - clock.timestamp()) > 0 and not self.revoked:
                 while self.cursor.is_behind and not self.cursor.lost:
                     events = await self.cursor.read()
                     yield "".join(sse_event(event, self.cursor, self.epoch) for event in events)
@@ -116,7 +130,7 @@ class EventStream:
                     yield ": still here\n\n"
             yield sse("unsubbed", encode(t="unsubbed", ch=self.cursor.channel.name, code="expired", retry="now"))
         finally:
-            self.cursor.close()
+            self.close()
 
 
 SSE_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
@@ -132,6 +146,7 @@ SSE_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 )
 async def stream_channel_events(
     channel: str,
+    request: Request,
     scope: CurrentScope,
     realtime: RealtimeDep,
     since: Annotated[str | None, Query(max_length=64, description="EPOCH:SEQ; without it, a snapshot first")] = None,
@@ -142,7 +157,7 @@ async def stream_channel_events(
         raise ChannelNotFound
     position = last_event_id or since
     stream = EventStream(realtime, scope)
-    credential = await realtime.authenticator.reauthenticate(scope)
+    credential: Credential = request.state.credential
     snapshot = await stream.open(channel, parse_position(position) if position else None)
     return StreamingResponse(
         stream.follow(snapshot, until=credential.expires_at), media_type="text/event-stream", headers=SSE_HEADERS

@@ -28,6 +28,7 @@ _CLAIM = """
     RETURNING id, workspace_id, channel, user_id, question_id, options::text AS options, fence, attempt,
               appended, start_seq, cancel_requested
 """
+_RELEASE = "UPDATE replies SET owner = NULL WHERE workspace_id = $1 AND id = $2 AND fence = $3"
 _ORPHANS = """
     SELECT r.workspace_id, r.id, r.fence, r.status, r.channel, r.user_id, m.role FROM replies r
     LEFT JOIN memberships m ON m.workspace_id = r.workspace_id AND m.user_id = r.user_id
@@ -82,7 +83,7 @@ class Run:
         self.appended = appended
         self.start_seq = start_seq
         self.options = options or {}
-        self.buffer: list[tuple[str, Any]] = []
+        self.buffer: list[tuple[str, str | dict[str, Any]]] = []
         self.buffered = 0
         self.renewed = 0.0
         self.visible = False
@@ -102,8 +103,10 @@ class Run:
 
     def emit(self, e: str, d: dict[str, Any]) -> None:
         """Add an event to the next tick."""
+        # Encoded here, so that what cannot be encoded fails the reply that made it and not the tick of all of them.
+        text = orjson.dumps(d, default=str).decode()
         self._last_delta = None
-        self.buffer.append((e, d))
+        self.buffer.append((e, text))
 
     def emit_delta(self, part: int, off: int, text: str) -> None:
         """Add text to the next tick; all of a part's text between two ticks is one event."""
@@ -117,8 +120,9 @@ class Run:
 
     def take(self) -> list[tuple[str, str]]:
         """Return what is to be written, encoded, and start anew."""
-        taken, self.buffer, self._last_delta, self.buffered = self.buffer, [], None, 0
-        return [(e, orjson.dumps(d, default=str).decode()) for e, d in taken]
+        taken = [(e, d if isinstance(d, str) else orjson.dumps(d).decode()) for e, d in self.buffer]
+        self.buffer, self._last_delta, self.buffered = [], None, 0
+        return taken
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +157,12 @@ async def claim(
     )
     run.cancelled = row["cancel_requested"]
     return run
+
+
+async def release(unit: UnitOfWork, run: Run) -> None:
+    """Give a run up: it belongs to no process any more."""
+    connection = await unit.driver()
+    await connection.execute(_RELEASE, run.scope.workspace_id, run.reply_id, run.fence)
 
 
 async def orphans(unit: UnitOfWork, *, owner: int) -> Sequence[Orphan]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 from uuid import UUID
 
 from parley.core.errors import Unauthenticated
@@ -11,7 +11,7 @@ from parley.core.settings import RealtimeSettings
 from parley.realtime.bus import Bus
 from parley.realtime.channels import Channels
 from parley.realtime.cursor import Cursor
-from parley.realtime.frames import Auth
+from parley.realtime.frames import Auth, Close
 from parley.realtime.log import LogReader
 from parley.realtime.tickets import Tickets
 
@@ -19,6 +19,16 @@ if TYPE_CHECKING:
     from parley.realtime.connection import Connection
 
 FrameHandler = Callable[[Scope, Any], Awaitable[dict[str, Any]]]
+
+
+class Revocable(Protocol):
+    """A stream over HTTP that is open in the name of a session."""
+
+    session_id: UUID | None
+
+    def revoke(self) -> None:
+        """End it. Must not block."""
+        ...
 
 
 @dataclass
@@ -35,6 +45,7 @@ class Realtime:
     allow_loopback_origins: bool
     handlers: dict[str, FrameHandler] = field(default_factory=dict)
     connections: "set[Connection]" = field(default_factory=set)
+    streams: "set[Revocable]" = field(default_factory=set)
     per_user: dict[UUID, int] = field(default_factory=dict)
 
     async def authenticate(self, auth: Auth) -> Credential:
@@ -45,6 +56,15 @@ class Realtime:
         if auth.ticket:
             return await self.tickets.redeem(auth.ticket)
         return await self.authenticator.authenticate(given[0])
+
+    def revoke(self, session_id: UUID) -> None:
+        """End what is open in the name of a session."""
+        for connection in list(self.connections):
+            if connection.scope.session_id == session_id:
+                connection.end(Close.FORBIDDEN, "revoked")
+        for stream in list(self.streams):
+            if stream.session_id == session_id:
+                stream.revoke()
 
     def cursor(self, scope: Scope, wake: Callable[[], None]) -> Cursor:
         """Return a cursor for one reader."""

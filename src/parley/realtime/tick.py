@@ -36,8 +36,19 @@ class _Batch:
     """The arguments of one tick."""
 
     def __init__(self, runs: list[Run]) -> None:
-        self.runs = runs
-        self.events = [run.take() for run in runs]
+        self.runs: list[Run] = []
+        self.events: list[list[tuple[str, str]]] = []
+        for run in runs:
+            try:
+                events = run.take()
+            except TypeError:
+                # Text that no JSON can hold: adapters let none through. This reply ends, the others go on.
+                logger.exception("a reply's text cannot be written")
+                run.buffer = []
+                run.signal(stopped=True)
+                continue
+            self.runs.append(run)
+            self.events.append(events)
 
     def arguments(self, owner: int, lease: timedelta, status: str | None) -> tuple[object, ...]:
         return (

@@ -1,8 +1,7 @@
 import httpx
 import pytest
-from benchmarks.fake_provider import FakeProvider
-from tests.llm.calls import collect, entry_for
 
+from benchmarks.fake_provider import FakeProvider
 from parley.llm.adapters.anthropic import AnthropicModel, _Parser
 from parley.llm.errors import BadOutput, ModelError
 from parley.llm.ports import (
@@ -18,6 +17,7 @@ from parley.llm.ports import (
     ToolSpec,
     UsageChunk,
 )
+from tests.llm.calls import collect, entry_for
 
 HISTORY = ModelRequest(
     (

@@ -7,9 +7,8 @@ import time
 
 import httpx
 import pytest
-from benchmarks.fake_provider import FakeProvider, script
-from tests.llm.calls import KINDS, Kind, asking, collect, entry_for, reasoning_of, text_of
 
+from benchmarks.fake_provider import FakeProvider, script
 from parley.llm.errors import ModelError
 from parley.llm.factory import build_model
 from parley.llm.ports import (
@@ -22,6 +21,7 @@ from parley.llm.ports import (
     ToolCallChunk,
     UsageChunk,
 )
+from tests.llm.calls import KINDS, Kind, asking, collect, entry_for, reasoning_of, text_of
 
 
 @pytest.fixture(params=KINDS)

@@ -2,7 +2,6 @@ import time
 
 import orjson
 import pytest
-from tests.llm.calls import asking, collect, text_of
 
 from parley.llm.adapters.demo import MAX_REPEATS, DemoModel
 from parley.llm.ports import (
@@ -19,6 +18,7 @@ from parley.llm.ports import (
     UsageChunk,
 )
 from parley.llm.registry import ModelEntry
+from tests.llm.calls import asking, collect, text_of
 
 TOOLS = tuple(ToolSpec(name, "", {"type": "object"}) for name in ("add_task", "list_tasks", "complete_task"))
 

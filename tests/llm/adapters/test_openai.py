@@ -1,8 +1,7 @@
 import httpx
 import pytest
-from benchmarks.fake_provider import FakeProvider
-from tests.llm.calls import asking, collect, entry_for
 
+from benchmarks.fake_provider import FakeProvider
 from parley.llm.adapters.openai import OpenAIModel, _Parser
 from parley.llm.errors import BadOutput, ProviderUnavailable
 from parley.llm.ports import (
@@ -19,6 +18,7 @@ from parley.llm.ports import (
     ToolResultPart,
     ToolSpec,
 )
+from tests.llm.calls import asking, collect, entry_for
 
 HISTORY = ModelRequest(
     (

@@ -61,7 +61,7 @@ async def _nothing(_: object) -> None:
 def main() -> None:
     port, dsn, workspace, user = sys.argv[1:]
     uvicorn.run(
-        BareApp(dsn, workspace, user),  # type: ignore[arg-type]  # ASGI, without uvicorn's own types
+        BareApp(dsn, workspace, user),
         host="127.0.0.1",
         port=int(port),
         loop="uvloop",

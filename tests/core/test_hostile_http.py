@@ -288,7 +288,7 @@ FORGED = {
 @pytest.mark.parametrize("name", FORGED)
 async def test_without_a_good_token_every_route_is_401(app: FastAPI, alice: Account, name: str) -> None:
     value = FORGED[name]
-    headers = {"Authorization": value.encode("latin-1")} if value is not None else {}
+    headers = [(b"Authorization", value.encode("latin-1"))] if value is not None else []
     async with http_client(app) as client:
         for method, path, operation in operations(app):
             if "security" not in operation or path.endswith("/signout"):
@@ -449,7 +449,7 @@ async def test_what_is_not_http_is_400_and_the_server_lives(live: LiveServer, na
 )  # fmt: skip
 async def test_a_request_id_is_kept_when_it_is_one(live: LiveServer, sent: str, kept: bool) -> None:
     async with httpx.AsyncClient(base_url=live.base) as client:
-        answer = await client.get("/nowhere", headers={"X-Request-ID": sent.encode("latin-1")})
+        answer = await client.get("/nowhere", headers=[(b"X-Request-ID", sent.encode("latin-1"))])
     found = answer.headers.get_list("x-request-id")
     assert len(found) == 1
     assert (found[0] == sent) == kept

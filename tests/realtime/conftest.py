@@ -36,10 +36,37 @@ WAIT_S = 10.0
 # -- the protocol's tables -----------------------------------------------------------------------------------------
 
 ERR_CODES = frozenset(
-    ["bad_frame", "invalid", "unauthenticated", "forbidden", "not_found", "conflict", "busy", "rate_limited", "too_large", "active_reply", "limit_subs", "over_budget", "unavailable", "expired", "internal"]
+    [
+        "bad_frame",
+        "invalid",
+        "unauthenticated",
+        "forbidden",
+        "not_found",
+        "conflict",
+        "busy",
+        "rate_limited",
+        "too_large",
+        "active_reply",
+        "limit_subs",
+        "over_budget",
+        "unavailable",
+        "expired",
+        "internal",
+    ]
 )
 FAILURE_CODES = frozenset(
-    ["provider_auth", "provider_rate_limited", "provider_unavailable", "provider_timeout", "bad_output", "content_filtered", "context_too_long", "over_budget", "worker_lost", "internal"]
+    [
+        "provider_auth",
+        "provider_rate_limited",
+        "provider_unavailable",
+        "provider_timeout",
+        "bad_output",
+        "content_filtered",
+        "context_too_long",
+        "over_budget",
+        "worker_lost",
+        "internal",
+    ]
 )
 TERMINAL = frozenset({"reply.completed", "reply.failed", "reply.cancelled"})
 _RETRY = frozenset({"never", "now", "backoff"})

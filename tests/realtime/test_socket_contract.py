@@ -388,7 +388,7 @@ async def poll_until_ended(account: Account, reply: str, channel: str) -> dict[s
 async def test_hello_with_subs_is_one_round_trip(live_server: LiveServer, ada: Account) -> None:
     channel = await conversation_of(ada)
     async with live_server.open() as peer:
-        subs = [
+        subs: list[dict[str, Any]] = [
             {"ch": channel},
             {"ch": "user:me", "since": {"seq": -1}},
             {"ch": "tasks"},
@@ -1064,7 +1064,7 @@ async def test_len_and_sha256_count_code_points(live_server: LiveServer, ada: Ac
     assert "👩‍👩‍👧" in text
     assert terminal["len"] == len(text) < len(text.encode("utf-16-le")) // 2
     assert terminal["sha256"] == hashlib.sha256(text.encode()).hexdigest()
-    assert UUID(terminal["reply"])
+    assert str(UUID(terminal["reply"])) == terminal["reply"]
 
 
 async def test_the_server_says_1012_when_it_stops(serve_with: Serve) -> None:

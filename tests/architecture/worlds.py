@@ -22,7 +22,7 @@ from sqlalchemy import Select, select, true
 from sqlalchemy.sql.elements import BinaryExpression, BooleanClauseList
 
 from parley.core.ids import new_id
-from parley.core.repository import ScopedRepository
+from parley.core.repository import Prepared, ScopedRepository
 from parley.tasks.schemas import TaskRead
 from parley.tasks.service import TaskReader
 from tests.conftest import TestDatabases, http_client, make_settings, running
@@ -135,8 +135,8 @@ def remove_filters(patch: pytest.MonkeyPatch) -> int:
             changed: object = value
             if isinstance(value, str) and constant.startswith("_") and not constant.startswith("__"):
                 changed = _CONDITION.sub(r"\1::uuid IS NOT NULL", value)
-            elif isinstance(value, Select):
-                changed = _without_conditions(value)
+            elif isinstance(value, Prepared):
+                changed = Prepared(_without_conditions(value.statement))
             if changed is not value and changed != value:
                 patch.setattr(module, constant, changed)
                 removed += 1

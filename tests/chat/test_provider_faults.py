@@ -17,7 +17,17 @@ from benchmarks.fake_provider import FakeProvider, script
 from parley.core.settings import LlmSettings
 from parley.llm import retry
 from tests.conftest import Account, TestDatabases
-from tests.realtime.conftest import Frame, LiveServer, Peer, Serve, conversation_of, serve_with, visible_text
+from tests.realtime.conftest import (
+    QUICK,
+    Frame,
+    LiveServer,
+    Peer,
+    Serve,
+    conversation_of,
+    held,
+    serve_with,
+    visible_text,
+)
 
 __all__ = ["serve_with"]
 
@@ -63,25 +73,9 @@ async def server(
     (prompts / "fallback.md.j2").write_text("Help.")
     (prompts / "chat" / "general.md.j2").write_text("Be brief.")
     (prompts / "chat" / "broken.md.j2").write_text("Hello {{ somebody }}.")
-    started, done = asyncio.Event(), asyncio.Event()
-    held: list[LiveServer] = []
-
-    async def run() -> None:
-        limits = {"frames_per_s": 1000, "frames_burst": 2000}
-        async with serve_with(realtime=limits, llm=LlmSettings(registry=registry, prompts=prompts)) as made:
-            held.append(made)
-            started.set()
-            await done.wait()
-
-    task = asyncio.create_task(run())
-    waiter = asyncio.create_task(started.wait())
-    await asyncio.wait({task, waiter}, return_when=asyncio.FIRST_COMPLETED)
-    waiter.cancel()
-    if task.done():
-        task.result()
-    yield held[0]
-    done.set()
-    await task
+    llm = LlmSettings(registry=registry, prompts=prompts)
+    async with held(serve_with(realtime=QUICK, llm=llm)) as made:
+        yield made
 
 
 @pytest.fixture(scope="module")

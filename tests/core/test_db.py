@@ -591,6 +591,11 @@ async def test_under_load_nobody_sees_a_foreign_row_or_misses_their_own(
     await crowded.close()
 
 
+async def ask_in(database: Database, scope: Scope) -> None:
+    async with database.unit_of_work(scope) as unit:
+        await ask(unit, "1")
+
+
 async def test_a_unit_that_was_cancelled_anywhere_leaves_no_transaction_behind(
     database: Database, admin: asyncpg.Connection, here: Scope
 ) -> None:
@@ -602,6 +607,8 @@ async def test_a_unit_that_was_cancelled_anywhere_leaves_no_transaction_behind(
 
     turns = 0
     while turns < 60:
+        # With a connection in the pool: what is to be cut off is the unit and not the making of a connection.
+        await ask_in(database, here)
         task = asyncio.create_task(cut_off())
         for _ in range(turns):
             await asyncio.sleep(0)

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, suppress
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import httpx
 import pytest
@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 
 from parley.core.db import DatabaseUrls
 from parley.core.settings import Environment, Settings
-from tests.conftest import Account, http_client, make_settings
-from tests.realtime.conftest import LiveServer, Serve, serve_with
+from tests.conftest import Account, TestDatabases, http_client, make_settings, running
+from tests.realtime.conftest import LiveServer, Serve, held, serve_with
 
 __all__ = ["serve_with"]
 
@@ -105,7 +105,33 @@ def hostile_bodies() -> dict[str, tuple[bytes, int]]:
     }
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
+async def app(databases: TestDatabases, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[FastAPI]:
+    """One application for all of this: nothing that is refused leaves anything behind."""
+    urls = await databases.create()
+    async with held(running(make_settings(tmp_path_factory.mktemp("app"), urls))) as application:
+        yield application
+    await databases.drop(urls)
+
+
+@pytest.fixture(scope="module")
+async def alice(app: FastAPI) -> AsyncIterator[Account]:
+    """A user of it."""
+    async with http_client(app) as client:
+        body = {"email": "alice@example.com", "password": "correct horse 1", "confirmPassword": "correct horse 1"}
+        data = (await client.post("/api/v1/auth/signup", json=body)).json()["data"]
+        client.headers["Authorization"] = f"Bearer {data['access_token']}"
+        yield Account(
+            http=client,
+            email="alice@example.com",
+            user_id=UUID(data["user"]["id"]),
+            workspace_id=UUID(data["workspace"]["id"]),
+            access_token=data["access_token"],
+            refresh_token=data["refresh_token"],
+        )
+
+
+@pytest.fixture(scope="module")
 def routes(app: FastAPI) -> list[tuple[str, str]]:
     """Every route that takes a body."""
     return [(method, path) for method, path, _ in operations(app, with_body=True)]
@@ -368,24 +394,8 @@ def resident_bytes() -> int:
 @pytest.fixture(scope="module")
 async def live(serve_with: Serve) -> AsyncIterator[LiveServer]:
     """A real server, for what only bytes on a connection can show."""
-    started, done = asyncio.Event(), asyncio.Event()
-    held: list[LiveServer] = []
-
-    async def run() -> None:
-        async with serve_with() as server:
-            held.append(server)
-            started.set()
-            await done.wait()
-
-    task = asyncio.create_task(run())
-    waiter = asyncio.create_task(started.wait())
-    await asyncio.wait({task, waiter}, return_when=asyncio.FIRST_COMPLETED)
-    waiter.cancel()
-    if task.done():
-        task.result()
-    yield held[0]
-    done.set()
-    await task
+    async with held(serve_with()) as server:
+        yield server
 
 
 @pytest.mark.parametrize("how", ["Content-Length: 62914560", "Transfer-Encoding: chunked"])

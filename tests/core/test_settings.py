@@ -7,14 +7,8 @@ from typing import Any
 
 import pytest
 
-from parley.core.settings import (
-    DevelopmentSettings,
-    Environment,
-    ProductionSettings,
-    SettingsInvalid,
-    module.TestingSettings,
-    load_settings,
-)  # fmt: skip
+from parley.core import settings as module
+from parley.core.settings import DevelopmentSettings, Environment, ProductionSettings, SettingsInvalid, load_settings
 from parley.llm.errors import PromptInvalid, RegistryInvalid
 from parley.main import create_app
 

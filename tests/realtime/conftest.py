@@ -452,12 +452,12 @@ class LiveServer:
         return found
 
     @asynccontextmanager
-    async def open(self, **options: Any) -> AsyncIterator[Peer]:
+    async def open(self, *, query: str = "", **options: Any) -> AsyncIterator[Peer]:
         """Connect, and say nothing yet."""
         options = {"subprotocols": ["parley.v1"], "max_size": None, "compression": None, "ping_interval": None,
                    # A test may leave with frames unread, and then the library waits for nothing.
                    "close_timeout": 0.5, **options}  # fmt: skip
-        async with connect(self.ws, **options) as socket:
+        async with connect(self.ws + query, **options) as socket:
             yield Peer(socket)
 
     @asynccontextmanager
@@ -554,37 +554,55 @@ def serve_with(databases: TestDatabases, tmp_path_factory: pytest.TempPathFactor
     return run
 
 
-@pytest.fixture(scope="module")
-async def live_server(serve_with: Serve) -> AsyncIterator[LiveServer]:
-    """A server with the usual settings, shared by a module; each test signs up its own people."""
-    started, done = asyncio.Event(), asyncio.Event()
-    held: list[LiveServer] = []
+@asynccontextmanager
+async def held[T](context: AbstractAsyncContextManager[T]) -> AsyncIterator[T]:
+    """Enter and leave a context in one task of its own: the two halves of a fixture may run in different ones."""
+    entered: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+    done = asyncio.Event()
 
-    async def run() -> None:
-        async with serve_with(realtime={"frames_per_s": 1000, "frames_burst": 2000}) as server:
-            held.append(server)
-            started.set()
+    async def hold() -> None:
+        async with context as value:
+            entered.set_result(value)
             await done.wait()
 
-    task = asyncio.create_task(run())
-    waiter = asyncio.create_task(started.wait())
-    await asyncio.wait({task, waiter}, return_when=asyncio.FIRST_COMPLETED)
-    waiter.cancel()
+    task = asyncio.create_task(hold())
+    waiting: set[asyncio.Future[Any]] = {task, entered}
+    await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
     if task.done():
         task.result()
-    yield held[0]
-    done.set()
-    await task
+    try:
+        yield entered.result()
+    finally:
+        done.set()
+        await task
 
 
-@pytest.fixture
+QUICK: dict[str, Any] = {"frames_per_s": 1000, "frames_burst": 2000}
+"""Limits for tests that send faster than people."""
+
+
+@pytest.fixture(scope="module")
+async def live_server(serve_with: Serve) -> AsyncIterator[LiveServer]:
+    """A server with the usual settings, shared by a module."""
+    async with held(serve_with(realtime=QUICK)) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
 async def ada(live_server: LiveServer) -> AsyncIterator[Account]:
-    """A user of the live server."""
+    """A user of the live server, shared by a module."""
     async with live_server.sign_up() as account:
         yield account
 
 
 @pytest.fixture
+async def eve(live_server: LiveServer) -> AsyncIterator[Account]:
+    """A user who has nothing yet, and whom a test may sign out."""
+    async with live_server.sign_up() as account:
+        yield account
+
+
+@pytest.fixture(scope="module")
 async def bob(live_server: LiveServer) -> AsyncIterator[Account]:
     """Another user, in another workspace."""
     async with live_server.sign_up() as account:

@@ -204,9 +204,9 @@ async def test_a_ticket_of_30_seconds_ago_is_4401(live_server: LiveServer, ada: 
     assert await hello_code(live_server, {"ticket": ticket}) == 4401
 
 
-async def test_a_ticket_dies_with_its_session(live_server: LiveServer, ada: Account) -> None:
-    ticket = await ticket_of(ada)
-    assert (await ada.http.post("/api/v1/auth/signout")).status_code == 204
+async def test_a_ticket_dies_with_its_session(live_server: LiveServer, eve: Account) -> None:
+    ticket = await ticket_of(eve)
+    assert (await eve.http.post("/api/v1/auth/signout")).status_code == 204
     assert await hello_code(live_server, {"ticket": ticket}) == 4401
 
 
@@ -261,10 +261,10 @@ async def test_a_credential_that_runs_out_is_told_and_then_4004(serve_with: Serv
             assert await peer.code() == 4004
 
 
-async def test_renewal_in_place(live_server: LiveServer, ada: Account, bob: Account) -> None:
-    async with live_server.join(ada) as peer:
+async def test_renewal_in_place(live_server: LiveServer, eve: Account, bob: Account) -> None:
+    async with live_server.join(eve) as peer:
         with clock.shifted(10 * 60):
-            answer = await ada.http.post("/api/v1/auth/refresh", json={"refresh_token": ada.refresh_token})
+            answer = await eve.http.post("/api/v1/auth/refresh", json={"refresh_token": eve.refresh_token})
             renewed = answer.json()["data"]["access_token"]
             ok = await peer.ask("auth", auth={"token": renewed})
             assert ok["t"] == "ok"
@@ -272,7 +272,7 @@ async def test_renewal_in_place(live_server: LiveServer, ada: Account, bob: Acco
         with clock.shifted(20 * 60):
             # The old credential has run out, the new one has not.
             await peer.alive()
-        assert (await peer.ask("auth", auth={"ticket": await ticket_of(ada)}))["t"] == "ok"
+        assert (await peer.ask("auth", auth={"ticket": await ticket_of(eve)}))["t"] == "ok"
         await peer.send("auth", id=1, auth={"token": bob.access_token})
         assert await peer.code() == 4403
 
@@ -287,12 +287,12 @@ async def test_a_renewal_that_does_not_hold_is_4401(
         assert await peer.code() == 4401
 
 
-async def test_a_revoked_session_loses_its_socket(live_server: LiveServer, ada: Account) -> None:
+async def test_a_revoked_session_loses_its_socket(live_server: LiveServer, eve: Account) -> None:
     """W-10: what signs out must not go on reading and writing until its token would have run out."""
-    channel = await conversation_of(ada)
-    async with live_server.join(ada) as peer, live_server.join(ada) as idle:
+    channel = await conversation_of(eve)
+    async with live_server.join(eve) as peer, live_server.join(eve) as idle:
         assert (await peer.sub(channel))["t"] == "subbed"
-        assert (await ada.http.post("/api/v1/auth/signout")).status_code == 204
+        assert (await eve.http.post("/api/v1/auth/signout")).status_code == 204
         assert await idle.code(within_s=8) in {4401, 4403}
         assert await peer.code(within_s=8) in {4401, 4403}
 
@@ -317,7 +317,7 @@ async def test_heartbeats_come_with_heads_on_a_busy_connection(serve_with: Serve
         async with server.join(account) as peer:
             assert peer.seen[0]["hb"] >= 1
             await peer.sub(channel)
-            sent = await peer.say(channel, slow_words(150))
+            sent = await peer.say(channel, slow_words(70))
             terminal = await peer.event("reply.completed", reply=sent["reply"])
             beats = [frame for frame in peer.seen if frame["t"] == "hb"]
             events = [frame for frame in peer.seen if frame["t"] == "ev"]
@@ -423,10 +423,10 @@ async def test_frames_may_follow_hello_at_once(live_server: LiveServer, ada: Acc
         await peer.until("live", ch=channel)
 
 
-async def test_a_new_subscription_is_subbed_snap_live(live_server: LiveServer, ada: Account) -> None:
-    channel = await conversation_of(ada, title="x")
-    task = (await ada.http.post("/api/v1/tasks", json={"title": "milk"})).json()["data"]
-    async with live_server.join(ada) as peer:
+async def test_a_new_subscription_is_subbed_snap_live(live_server: LiveServer, eve: Account) -> None:
+    channel = await conversation_of(eve, title="x")
+    task = (await eve.http.post("/api/v1/tasks", json={"title": "milk"})).json()["data"]
+    async with live_server.join(eve) as peer:
         for name in (channel, "user:me", "tasks"):
             start = len(peer.seen)
             await peer.sub(name)
@@ -444,22 +444,22 @@ async def test_a_new_subscription_is_subbed_snap_live(live_server: LiveServer, a
         assert states["tasks"]["items"] == [task]
 
 
-async def test_changes_reach_the_inbox_and_the_tasks(live_server: LiveServer, ada: Account) -> None:
-    async with live_server.join(ada) as peer:
+async def test_changes_reach_the_inbox_and_the_tasks(live_server: LiveServer, eve: Account) -> None:
+    async with live_server.join(eve) as peer:
         await peer.sub("user:me")
         await peer.sub("tasks")
-        channel = await conversation_of(ada)
+        channel = await conversation_of(eve)
         id_ = channel.partition(":")[2]
         await peer.event("conversation.created", id=id_)
-        await ada.http.patch(f"/api/v1/conversations/{id_}", json={"title": "new", "archived": True})
+        await eve.http.patch(f"/api/v1/conversations/{id_}", json={"title": "new", "archived": True})
         assert (await peer.event("conversation.updated", id=id_))["d"]["title"] == "new"
-        task = (await ada.http.post("/api/v1/tasks", json={"title": "milk"})).json()["data"]
+        task = (await eve.http.post("/api/v1/tasks", json={"title": "milk"})).json()["data"]
         assert (await peer.event("task.created"))["d"] == task
-        await ada.http.patch(f"/api/v1/tasks/{task['id']}", json={"completed": True})
+        await eve.http.patch(f"/api/v1/tasks/{task['id']}", json={"completed": True})
         assert (await peer.event("task.updated"))["d"]["completed"] is True
-        await ada.http.delete(f"/api/v1/tasks/{task['id']}")
+        await eve.http.delete(f"/api/v1/tasks/{task['id']}")
         assert (await peer.event("task.deleted"))["d"] == {"id": task["id"]}
-        await ada.http.delete(f"/api/v1/conversations/{id_}")
+        await eve.http.delete(f"/api/v1/conversations/{id_}")
         assert (await peer.event("conversation.deleted"))["d"] == {"id": id_}
 
 

@@ -18,6 +18,7 @@ from parley.core import clock
 from parley.core.db import Database
 from parley.core.errors import Unauthenticated
 from parley.core.ids import new_id
+from parley.core.repository import Prepared
 from parley.core.scope import Credential, Role, Scope
 from parley.realtime.events import LoggedEvent
 from parley.tasks import repository
@@ -133,7 +134,7 @@ async def stranger(request: pytest.FixtureRequest, admin: asyncpg.Connection, sc
 def without_filter(monkeypatch: pytest.MonkeyPatch) -> None:
     """Take the condition out of every statement of the repository."""
     by_id = select(*Task.__table__.c).where(Task.__table__.c.id == bindparam("id"))  # type: ignore[attr-defined]  # SQLModel does not type it
-    monkeypatch.setattr(repository, "_BY_ID", by_id)
+    monkeypatch.setattr(repository, "_BY_ID", Prepared(by_id))
     monkeypatch.setattr(TaskRepository, "_visible", lambda _: true())
 
 

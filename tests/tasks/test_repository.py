@@ -146,7 +146,7 @@ async def test_update_changes_only_what_it_was_given(database: Database, scope: 
 
     assert after["completed"] is True
     assert after["updated_at"] > before["updated_at"]
-    unchanged = set(before) - {"completed", "updated_at"}
+    unchanged = {str(name) for name in before} - {"completed", "updated_at"}
     assert {name: after[name] for name in unchanged} == {name: before[name] for name in unchanged}
     assert untouched["completed"] is False
 

@@ -150,7 +150,7 @@ VALID: list[dict[str, Any]] = [
     {"title": "a", "due_at": "2027-03-01T17:00:00Z"},
     {"title": "a", "due_at": "2027-03-01T17:00:00.123456+05:30"},
     {"title": "a", "due_at": "9999-12-31T23:59:59Z"},
-    {"title": "a", "due_at": "0001-01-01T00:00:00Z"},
+    {"title": "a", "due_at": "0001-01-01T00:00:01Z"},
 ]
 
 
@@ -192,6 +192,7 @@ INVALID: list[tuple[str, str | None, str | None]] = [
     ('{"title": "a", "due_at": "2027-13-01T17:00:00Z"}', "due_at", None),
     ('{"title": "a", "due_at": "9999-12-31T23:59:59-01:00"}', "due_at", "datetime_range"),
     ('{"title": "a", "due_at": "0001-01-01T00:00:00+01:00"}', "due_at", "datetime_range"),
+    ('{"title": "a", "due_at": "0001-01-01T00:00:00Z"}', "due_at", "datetime_range"),
     ('{"title": "a", "priority": 1}', "priority", "extra_forbidden"),
     ('{"title": "a", "id": "019f0000-0000-7000-8000-000000000000"}', "id", "extra_forbidden"),
     ('{"title": "a", "user_id": "019f0000-0000-7000-8000-000000000000"}', "user_id", "extra_forbidden"),

@@ -39,7 +39,6 @@ from parley.usage.service import Tally, UsageService
 
 logger = logging.getLogger(__name__)
 
-_HISTORY = 200
 _UNWRITTEN_CHARACTERS = 64 * 1024
 _FAULTS = 3
 
@@ -255,8 +254,10 @@ class Generator:
         return ToolResultPart(call.call_id, call.name, orjson.dumps(output).decode(), failed=state == "failed")
 
     async def _history(self, run: Run) -> list[ModelMessage]:
-        async with self._database.unit_of_work(run.scope) as unit:
-            path = await MessageRepository(unit, run.scope).path_to(run.question_id, limit=_HISTORY)
+        path, run.history = run.history, None
+        if path is None:
+            async with self._database.unit_of_work(run.scope) as unit:
+                path = await MessageRepository(unit, run.scope).path_to(run.question_id)
         return [message for role, parts in path for message in _model_messages(role, parts)]
 
 

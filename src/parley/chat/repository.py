@@ -20,6 +20,9 @@ from parley.core.scope import Scope
 
 _table = Conversation.__table__  # type: ignore[attr-defined]  # SQLModel does not type it
 
+# How many messages a model is given at most.
+HISTORY = 200
+
 _COLUMNS = """
     m.id, m.conversation_id, m.role, m.parts::text AS parts, m.status, m.model, m.parent_id, m.usage::text AS usage,
     m.cost, m.error::text AS error, m.created_at, m.completed_at, m.cid, m.body_hash
@@ -41,7 +44,8 @@ _LOCK = """
     SELECT id, title, model, owner_id, current_id, shared, archived, created_at, updated_at, assistant
     FROM conversations WHERE workspace_id = $1 AND owner_id = $2 AND id = $3 FOR UPDATE
 """
-# What a send must know, in one look: was this key used, how many replies are open, is the parent one of ours.
+# What a send must know, in one look: was this key used, how many replies are open, is the parent one of ours, and
+# what was said before, since most replies begin at once.
 _BEFORE_SEND = """
     SELECT
         (SELECT m.id FROM messages m WHERE m.workspace_id = $1 AND m.author_id = $2 AND m.cid = $5) AS known_id,
@@ -50,7 +54,14 @@ _BEFORE_SEND = """
         (SELECT r.id FROM replies r
          WHERE r.workspace_id = $1 AND r.channel = $4 AND r.status = 'streaming') AS streaming_id,
         $6::uuid IS NULL OR EXISTS (
-            SELECT 1 FROM messages m WHERE m.workspace_id = $1 AND m.conversation_id = $3 AND m.id = $6) AS parent_ok
+            SELECT 1 FROM messages m WHERE m.workspace_id = $1 AND m.conversation_id = $3 AND m.id = $6) AS parent_ok,
+        (WITH RECURSIVE path AS (
+            SELECT m.id, m.parent_id, m.role, m.parts, 1 AS depth
+            FROM messages m WHERE m.workspace_id = $1 AND m.id = coalesce($6, $7::uuid)
+            UNION ALL
+            SELECT m.id, m.parent_id, m.role, m.parts, path.depth + 1
+            FROM messages m JOIN path ON m.workspace_id = $1 AND m.id = path.parent_id WHERE path.depth < $8
+        ) SELECT json_agg(json_build_array(role, parts) ORDER BY depth DESC)::text FROM path) AS history
 """
 _ADD_TURN = """
     WITH added AS (
@@ -184,11 +195,13 @@ class MessageRepository:
         return _decoded(row), _decoded(answer)
 
     async def before_send(
-        self, conversation_id: UUID, *, channel: str, cid: UUID, parent: UUID | None
+        self, conversation_id: UUID, *, channel: str, cid: UUID, parent: UUID | None, current: UUID | None
     ) -> asyncpg.Record:
-        """Return what decides a send; the conversation is locked."""
+        """Return what decides a send, and the messages that lead to it; the conversation is locked."""
         connection = await self._unit.driver()
-        return await connection.fetchrow(_BEFORE_SEND, *self._who, conversation_id, channel, cid, parent)
+        return await connection.fetchrow(
+            _BEFORE_SEND, *self._who, conversation_id, channel, cid, parent, current, HISTORY
+        )
 
     async def add_turn(self, *values: object) -> None:
         """Store question, empty reply, run record and the conversation's new end in one statement."""
@@ -201,10 +214,10 @@ class MessageRepository:
         row = await connection.fetchrow(_FINISH, self._scope.workspace_id, id, *values)
         return None if row is None else _decoded(row)
 
-    async def path_to(self, id: UUID, *, limit: int) -> list[tuple[str, list[dict[str, Any]]]]:
+    async def path_to(self, id: UUID) -> list[tuple[str, list[dict[str, Any]]]]:
         """Return role and parts of the messages that lead to one, oldest first."""
         connection = await self._unit.driver()
-        rows = await connection.fetch(_PATH, self._scope.workspace_id, id, limit)
+        rows = await connection.fetch(_PATH, self._scope.workspace_id, id, HISTORY)
         return [(row["role"], orjson.loads(row["parts"])) for row in rows]
 
     async def find_run(self, reply_id: UUID) -> asyncpg.Record | None:

@@ -110,7 +110,11 @@ class Turns:
             channel = conversation_channel(scope.workspace_id, wanted.conversation_id)
             conversation = await ConversationRepository(unit, scope).lock(wanted.conversation_id)
             before = await messages.before_send(
-                wanted.conversation_id, channel=channel.key, cid=wanted.cid, parent=wanted.parent
+                wanted.conversation_id,
+                channel=channel.key,
+                cid=wanted.cid,
+                parent=wanted.parent,
+                current=conversation["current_id"],
             )
             if before["known_id"] is not None:
                 return await self._again(messages, wanted), None
@@ -122,6 +126,7 @@ class Turns:
             waiting: int = before["open"]
             run, sent = await self._store(unit, scope, wanted, dict(conversation), model=entry.id, waiting=waiting)
             if not waiting:
+                run.history = [*orjson.loads(before["history"] or "[]"), ("user", sent.message["parts"])]
                 unit.after_commit(lambda: self._begin(run))
             return sent, before["streaming_id"] if wanted.on_active == "interrupt" else None
 

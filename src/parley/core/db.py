@@ -7,9 +7,10 @@ savepoint or a pooled connection can never carry them over (decision 0003).
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from types import TracebackType
 from typing import Any, cast
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
 from uuid import UUID, uuid4
@@ -106,6 +107,14 @@ class UnitOfWork:
         self.session = session
         # In the session, so that a rollback forgets what was to be announced.
         self._after_commit: list[Callable[[], None]] = session.sync_session.info.setdefault("after_commit", [])
+
+    @property
+    def scope(self) -> Scope:
+        """The scope that the transaction is bound to. A unit of the system role has none: `MissingScope`."""
+        scope = self.session.info.get("scope")
+        if not isinstance(scope, Scope):
+            raise MissingScope
+        return scope
 
     async def connection(self) -> AsyncConnection:
         """Return the connection, its transaction begun and bound. Reads are Core statements on it."""
@@ -262,8 +271,7 @@ class Database:
         await self.app.dispose()
         await self.system.dispose()
 
-    @asynccontextmanager
-    async def unit_of_work(self, scope: Scope, *, snapshot: bool = False) -> AsyncIterator[UnitOfWork]:
+    def unit_of_work(self, scope: Scope, *, snapshot: bool = False) -> AbstractAsyncContextManager[UnitOfWork]:
         """Open a transaction bound to a scope.
 
         `snapshot`: REPEATABLE READ and read-only, for a state that several statements read together.
@@ -272,16 +280,13 @@ class Database:
         engine = self.app.execution_options(isolation_level="REPEATABLE READ") if snapshot else self.app
         session = _ScopedAsyncSession(engine, expire_on_commit=False, autoflush=False)
         session.sync_session.info.update(scope=scope, become=self.urls.become)
-        async with _turn(self._app_turns), _transaction(session) as unit:
-            yield unit
+        return _Transaction(session, self._app_turns)
 
-    @asynccontextmanager
-    async def system_unit_of_work(self) -> AsyncIterator[UnitOfWork]:
+    def system_unit_of_work(self) -> AbstractAsyncContextManager[UnitOfWork]:
         """Open a transaction of the system role. Only classes named `Unscoped…` and the log's machinery may."""
         session = _SystemAsyncSession(self.system, expire_on_commit=False, autoflush=False)
         session.sync_session.info.update(become=self.urls.become)
-        async with _turn(self._system_turns), _transaction(session) as unit:
-            yield unit
+        return _Transaction(session, self._system_turns)
 
     async def connect_system(self) -> asyncpg.Connection:
         """Return an own, unpooled connection of the system role; the caller closes it."""
@@ -289,20 +294,6 @@ class Database:
         if self.urls.become:
             await connection.execute(f"SET ROLE {SYSTEM_ROLE}")
         return connection
-
-
-@asynccontextmanager
-async def _turn(turns: asyncio.Semaphore) -> AsyncIterator[None]:
-    """Wait for a connection's turn, but not for long: a caller is better told than kept."""
-    try:
-        async with asyncio.timeout(_TURN_S):
-            await turns.acquire()
-    except TimeoutError:
-        raise Unavailable("The database is busy.", retry_after_s=1) from None
-    try:
-        yield
-    finally:
-        turns.release()
 
 
 # All that asyncpg and SQLAlchemy raise: `InternalClientError` is in none of asyncpg's families.
@@ -316,25 +307,59 @@ _DATABASE_ERRORS = (
 )
 
 
-@asynccontextmanager
-async def _transaction(session: AsyncSession) -> AsyncIterator[UnitOfWork]:
-    unit = UnitOfWork(session)
-    try:
-        yield unit
-        await unit._finish()
-    except _DATABASE_ERRORS as error:
-        if not is_connection_lost(error):
-            raise
-        # What went past SQLAlchemy has told it nothing: the pool must not hand this connection out again.
-        await session.invalidate()
-        raise Unavailable("The database is not available.", retry_after_s=2) from error
-    except asyncio.CancelledError:
-        # Cut off in BEGIN, a connection is in a transaction that nobody knows of: what comes next on it would be a
-        # savepoint, and never be committed.
-        await asyncio.shield(session.invalidate())
-        raise
-    finally:
-        await session.close()
+class _Transaction:
+    """The block of a unit of work: a turn at the pool, a session, and the commit or what comes instead.
+
+    A class and not a chain of generators: it is entered for every request.
+    """
+
+    __slots__ = ("_session", "_turns", "_unit")
+
+    def __init__(self, session: AsyncSession, turns: asyncio.Semaphore) -> None:
+        self._session = session
+        self._turns = turns
+        self._unit = UnitOfWork(session)
+
+    async def __aenter__(self) -> UnitOfWork:
+        if self._turns.locked():
+            # Not for long: a caller is better told than kept.
+            try:
+                async with asyncio.timeout(_TURN_S):
+                    await self._turns.acquire()
+            except TimeoutError:
+                raise Unavailable("The database is busy.", retry_after_s=1) from None
+        else:
+            await self._turns.acquire()
+        return self._unit
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            if error is None:
+                try:
+                    await self._unit._finish()
+                except BaseException as failed:
+                    await self._settle(failed)
+                    raise
+            else:
+                await self._settle(error)
+        finally:
+            try:
+                await self._session.close()
+            finally:
+                self._turns.release()
+
+    async def _settle(self, error: BaseException) -> None:
+        """Keep a connection that cannot be used any more out of the pool, and say so if the database is away."""
+        if isinstance(error, asyncio.CancelledError):
+            # Cut off in BEGIN, a connection is in a transaction that nobody knows of: what comes next on it would be
+            # a savepoint, and never be committed.
+            await asyncio.shield(self._session.invalidate())
+        elif isinstance(error, _DATABASE_ERRORS) and is_connection_lost(error):
+            # What went past SQLAlchemy has told it nothing.
+            await self._session.invalidate()
+            raise Unavailable("The database is not available.", retry_after_s=2) from error
 
 
 async def check_runtime_roles(database: Database) -> Sequence[str]:

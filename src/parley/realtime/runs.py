@@ -57,8 +57,8 @@ class Run:
 
     __slots__ = (
         "_last_delta", "appended", "attempt", "buffer", "buffered", "cancelled", "channel", "fence",
-        "finishing", "lost", "on_signal", "options", "question_id", "renewed", "reply_id", "scope", "start_seq",
-        "visible",
+        "finishing", "history", "lost", "on_signal", "options", "question_id", "renewed", "reply_id", "scope",
+        "start_seq", "visible",
     )  # fmt: skip
 
     def __init__(
@@ -91,6 +91,8 @@ class Run:
         self.lost = False
         self.finishing = False
         self.on_signal: Callable[[], None] | None = None
+        self.history: list[Any] | None = None
+        """What was said before, where the sender knows it; the generator looks it up otherwise."""
         self._last_delta: dict[str, Any] | None = None
 
     def signal(self, *, cancelled: bool = False, lost: bool = False, stopped: bool = False) -> None:

@@ -20,6 +20,7 @@ from pydantic_core import PydanticCustomError
 from parley.core.schemas import ReadModel, RequestModel, storable
 from parley.tasks.models import DESCRIPTION_LENGTH, TITLE_LENGTH
 
+_FIRST, _LAST = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
 _DATE = re.compile(r"\d{4}-\d\d-\d\d[Tt ]", re.ASCII)
 
 
@@ -32,9 +33,13 @@ def _written_out(value: object) -> object:
 
 def _in_utc(value: datetime) -> datetime:
     try:
-        return value.astimezone(UTC)
+        found = value.astimezone(UTC)
     except OverflowError:
-        raise PydanticCustomError("datetime_range", "must lie in the years 1 to 9999 in UTC") from None
+        found = _FIRST
+    # The very first and last moment are what asyncpg takes for PostgreSQL's two infinities.
+    if not _FIRST < found < _LAST:
+        raise PydanticCustomError("datetime_range", "must lie in the years 1 to 9999 in UTC")
+    return found
 
 
 # The constraints come before `storable`: behind another validator Pydantic checks the length but strips nothing.

@@ -65,7 +65,7 @@ class TaskReader:
         self._repository = repository
         self._scope = scope
 
-    def _own(self, row: RowMapping) -> TaskRead:
+    def _own(self, row: Mapping[str, Any] | RowMapping) -> TaskRead:
         if row["user_id"] != self._scope.user_id or row["workspace_id"] != self._scope.workspace_id:
             raise TaskNotFound
         # Not validated once more: the values come from columns of the right types.

@@ -5,7 +5,7 @@ import json
 import resource
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, suppress
 from pathlib import Path
 from typing import Any
@@ -131,6 +131,21 @@ async def alice(app: FastAPI) -> AsyncIterator[Account]:
         )
 
 
+Ask = Callable[..., Awaitable[httpx.Response]]
+
+
+@pytest.fixture(scope="module")
+async def ask(app: FastAPI, alice: Account) -> AsyncIterator[Ask]:
+    """Send to a documented path: as Alice, and to `auth/*` as nobody, since a sign-out would end all the rest."""
+    async with http_client(app) as nobody:
+
+        async def send(method: str, path: str, **options: Any) -> httpx.Response:
+            client = nobody if "/auth/" in path else alice.http
+            return await client.request(method, filled(path, alice), **options)
+
+        yield send
+
+
 @pytest.fixture(scope="module")
 def routes(app: FastAPI) -> list[tuple[str, str]]:
     """Every route that takes a body."""
@@ -142,11 +157,13 @@ async def test_there_are_routes_to_try(routes: list[tuple[str, str]]) -> None:
 
 
 @pytest.mark.parametrize("name", hostile_bodies())
-async def test_a_hostile_body_is_refused_everywhere(alice: Account, routes: list[tuple[str, str]], name: str) -> None:
+async def test_a_hostile_body_is_refused_everywhere(
+    alice: Account, routes: list[tuple[str, str]], name: str, ask: Ask
+) -> None:
     body, status = hostile_bodies()[name]
     headers = {"Content-Type": "application/json"}
     for method, path in routes:
-        answer = await alice.http.request(method, filled(path, alice), content=body, headers=headers)
+        answer = await ask(method, path, content=body, headers=headers)
         if status == 0:
             assert answer.status_code < 500, (method, path, answer.text[:500])
             assert CANARY not in answer.text, (method, path)
@@ -167,13 +184,13 @@ async def test_a_hostile_body_is_refused_everywhere(alice: Account, routes: list
         "x" * 500,
     ],
 )
-async def test_another_content_type_is_refused(alice: Account, routes: list[tuple[str, str]], kind: str) -> None:
+async def test_another_content_type_is_refused(
+    alice: Account, routes: list[tuple[str, str]], kind: str, ask: Ask
+) -> None:
     for method, path in routes:
         if path.endswith("signout"):
             continue
-        answer = await alice.http.request(
-            method, filled(path, alice), content=f'{{"title":"{CANARY}"}}', headers={"Content-Type": kind}
-        )
+        answer = await ask(method, path, content=f'{{"title":"{CANARY}"}}', headers={"Content-Type": kind})
         assert_envelope(answer, 400, 404, 415, 422)
 
 
@@ -191,7 +208,9 @@ ODD: list[Any] = [
 ]  # fmt: skip
 
 
-async def test_every_field_of_every_body_takes_or_refuses_every_odd_value(app: FastAPI, alice: Account) -> None:
+async def test_every_field_of_every_body_takes_or_refuses_every_odd_value(
+    app: FastAPI, alice: Account, ask: Ask
+) -> None:
     components = app.openapi()["components"]["schemas"]
     conversation = (await alice.http.post("/api/v1/conversations", json={})).json()["data"]["id"]
     task = (await alice.http.post("/api/v1/tasks", json={"title": "x"})).json()["data"]["id"]
@@ -207,9 +226,7 @@ async def test_every_field_of_every_body_takes_or_refuses_every_odd_value(app: F
         for field in components[names[0]]["properties"]:
             for value in ODD:
                 body = json.dumps({**example, field: value})
-                answer = await alice.http.request(
-                    method, url, content=body, headers={"Content-Type": "application/json"}
-                )
+                answer = await ask(method, url, content=body, headers={"Content-Type": "application/json"})
                 tried += 1
                 where = (method, path, field, ascii(value)[:50], answer.text[:300])
                 assert answer.status_code < 500 or (answer.status_code, field) == (503, "model"), where
@@ -235,13 +252,13 @@ _names = st.sampled_from(
 
 @settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck))
 @given(body=st.dictionaries(_names | _text, _json, max_size=5) | _json, at=st.integers(min_value=0))
-async def test_random_json_is_never_a_500(alice: Account, routes: list[tuple[str, str]], body: Any, at: int) -> None:
+async def test_random_json_is_never_a_500(
+    alice: Account, routes: list[tuple[str, str]], body: Any, at: int, ask: Ask
+) -> None:
     slow = ("/auth/signup", "/auth/signin")
     able = [route for route in routes if not route[1].endswith(slow)]
     method, path = able[at % len(able)]
-    answer = await alice.http.request(
-        method, filled(path, alice), content=json.dumps(body), headers={"Content-Type": "application/json"}
-    )
+    answer = await ask(method, path, content=json.dumps(body), headers={"Content-Type": "application/json"})
     assert answer.status_code < 500, (method, path, answer.text[:500])
     if answer.status_code >= 400:
         assert_envelope(answer)
@@ -252,20 +269,20 @@ async def test_random_json_is_never_a_500(alice: Account, routes: list[tuple[str
     ["x", "5", "%00", "%ff", "..%2f..", "%F0%9F%98%80", "null", "0" * 1000, "00000000-0000-0000-0000-00000000000g",
      "%0d%0aSet-Cookie:x", "'%20OR%201=1--", CANARY],
 )  # fmt: skip
-async def test_a_malformed_id_is_422_or_404(app: FastAPI, alice: Account, bad: str) -> None:
+async def test_a_malformed_id_is_422_or_404(app: FastAPI, alice: Account, bad: str, ask: Ask) -> None:
     for method, path, operation in operations(app):
         for parameter in operation.get("parameters", []):
             if parameter["in"] != "path":
                 continue
             url = filled(path.replace(f"{{{parameter['name']}}}", bad), alice)
             body: dict[str, Any] | None = {"title": "x"} if "requestBody" in operation else None
-            answer = await alice.http.request(method, url, json=body)
+            answer = await ask(method, url, json=body)
             # The path of another user is refused before anything in it is looked at.
             assert_envelope(answer, 401 if parameter["name"] == "user_id" else 422, 404, 405)
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "x", "", "1e3", "9" * 40, "\x00", "%ff", "1.5", "NaN", CANARY])
-async def test_a_malformed_query_is_422(app: FastAPI, alice: Account, value: str) -> None:
+async def test_a_malformed_query_is_422(app: FastAPI, alice: Account, value: str, ask: Ask) -> None:
     tried = 0
     for method, path, operation in operations(app):
         for parameter in operation.get("parameters", []):
@@ -273,7 +290,7 @@ async def test_a_malformed_query_is_422(app: FastAPI, alice: Account, value: str
             if parameter["in"] != "query" or parameter["name"] == "since":
                 continue
             tried += 1
-            answer = await alice.http.request(method, filled(path, alice), params={parameter["name"]: value})
+            answer = await ask(method, path, params={parameter["name"]: value})
             if answer.status_code >= 400:
                 assert_envelope(answer, 404, 422)
     assert tried >= 8
@@ -342,7 +359,7 @@ async def test_a_changed_and_an_expired_token_are_401(app: FastAPI, alice: Accou
             assert assert_envelope(answer, 401)["error"] == "token_expired"
 
 
-async def test_unknown_paths_and_methods_have_the_envelope_too(app: FastAPI, alice: Account) -> None:
+async def test_unknown_paths_and_methods_have_the_envelope_too(app: FastAPI, alice: Account, ask: Ask) -> None:
     for path in ("/nowhere", f"/api/v1/{CANARY}", "/api/v1", "/api", "/v1/x", "//", "/%00", "/%ff", "/api/v1/realtime",
                  "/docs/assets/../../x", "/docs/assets/%00", "/docs/assets/" + "a" * 5000, "/" + "a/" * 2000):  # fmt: skip
         for method in ("GET", "POST", "HEAD", "DELETE", "OPTIONS", "TRACE", "BREW", CANARY.upper()):
@@ -352,7 +369,7 @@ async def test_unknown_paths_and_methods_have_the_envelope_too(app: FastAPI, ali
     seen = 0
     for _, path, _ in operations(app):
         for method in ("PUT", "TRACE", "HEAD", "BREW", "OPTIONS"):
-            answer = await alice.http.request(method, filled(path, alice))
+            answer = await ask(method, path)
             if answer.status_code == 405:
                 if method != "HEAD":
                     assert_envelope(answer, 405)

@@ -521,6 +521,8 @@ async def serving(settings: Settings, urls: DatabaseUrls) -> AsyncIterator[LiveS
     settings.host, settings.port = "127.0.0.1", 0
     app = create_app(settings)
     with serve._listen(settings) as listening:
+        # uvloop, which the command runs on, does this for every connection; asyncio only where the socket names TCP.
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         port = settings.port = listening.getsockname()[1]
         server = _InLoop(serve.uvicorn_config(app, settings))
         task = asyncio.create_task(server.serve(sockets=[listening]))

@@ -10,7 +10,7 @@ import random
 import resource
 import struct
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -20,6 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from websockets.exceptions import ConnectionClosed
 
+from parley.core import clock
 from tests.conftest import Account
 from tests.realtime.conftest import LiveServer, Peer, Serve, conversation_of, poll
 
@@ -544,3 +545,21 @@ async def fill(server: LiveServer, account: Account, channel: str, rows: int, pa
                 " completed_at) VALUES ($1, $2, $3, 'user', $4::json, 'completed', $5, now(), now())",
                 account.workspace_id, uuid4(), channel.partition(":")[2], parts, account.user_id,
             )  # fmt: skip
+
+
+async def test_one_who_streams_and_never_reads_is_dropped(serve_with: Serve) -> None:
+    """W-11 over HTTP: a stream that nobody reads ends with its credential, read or not."""
+    async with serve_with() as server, server.sign_up() as account, AsyncExitStack() as stack:
+        channel = await conversation_of(account)
+        parts = json.dumps([{"type": "text", "text": "x" * 32_000}])
+        await fill(server, account, channel, 50, parts)
+        head = f"GET /api/v1/channels/{channel}/events HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {account.access_token}\r\n\r\n"
+        before = resident_bytes()
+        ring = server.realtime.bus._rings
+        for _ in range(20):
+            _, writer = await stack.enter_async_context(server.bytes())
+            writer.write(head.encode())
+        await poll(lambda: sum(len(r.subscribers) for r in ring.values()) == 20)
+        assert resident_bytes() - before < 100 * 1024 * 1024
+        with clock.shifted(16 * 60):
+            await poll(lambda: not any(r.subscribers for r in ring.values()), within_s=22)

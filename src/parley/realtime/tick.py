@@ -152,8 +152,9 @@ class TickWriter:
 
     def written(self, run: Run, *, urgent: bool = False) -> None:
         """Note that a run has something to write; `urgent`: at once and not at the next tick."""
-        self._dirty[run.reply_id] = run
-        self._wake.set()
+        if run.reply_id not in self._dirty:
+            self._dirty[run.reply_id] = run
+            self._wake.set()
         if urgent:
             self._urgent.set()
 

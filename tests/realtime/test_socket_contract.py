@@ -602,6 +602,20 @@ async def test_too_far_behind_gets_a_snapshot(serve_with: Serve) -> None:
             assert peer.seen[-2]["state"]["messages"][1]["status"] == "completed"
 
 
+async def test_too_much_to_replay_gets_a_snapshot(serve_with: Serve) -> None:
+    """A replay is bounded in bytes too: a few events may be large."""
+    # Without a ring: what it holds is small in any case and not looked at.
+    async with serve_with(realtime={"replay_bytes": 8 * 1024, "ring_events": 0}) as server, server.sign_up() as account:
+        channel = await conversation_of(account)
+        async with server.join(account) as peer:
+            subbed = await peer.sub(channel)
+            sent = await peer.say(channel, "x" * 10_000)
+            head = (await peer.event("reply.completed", reply=sent["reply"]))["seq"]
+            again = await peer.sub(channel, since={"ep": subbed["ep"], "seq": 0})
+            assert (again["why"], again["recovered"]) == ("too_far", False)
+            assert (await peer.sub(channel, since={"ep": subbed["ep"], "seq": head}))["why"] == "ok"
+
+
 async def test_a_large_state_comes_in_parts(live_server: LiveServer, ada: Account) -> None:
     channel = await conversation_of(ada)
     parts = json.dumps([{"type": "text", "text": "é" * 20_000}])

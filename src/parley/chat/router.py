@@ -4,7 +4,6 @@ from typing import Annotated, Any
 from uuid import UUID
 
 from fastapi import APIRouter, Header, Query, Request, Response
-from fastapi.responses import StreamingResponse
 
 from parley.chat.dependencies import ChatDep, ConversationServiceDep
 from parley.chat.schemas import ConversationCreate, ConversationRead, ConversationUpdate, MessageRead, MessageSend, Turn
@@ -17,7 +16,7 @@ from parley.core.pagination import MAX_PER_PAGE, Page
 from parley.core.scope import Credential, CurrentScope
 from parley.llm.registry import ModelInfo
 from parley.realtime.dependencies import RealtimeDep
-from parley.realtime.router import SSE_HEADERS, EventStream
+from parley.realtime.router import EventStream, EventStreamResponse
 
 router = APIRouter(tags=["chat"])
 
@@ -121,8 +120,8 @@ async def send_message(
     start_seq = await chat.turns.start_of(scope, UUID(sent.reply["id"]))
     credential: Credential = request.state.credential
     snapshot = await turn.open(f"conversation:{conversation_id}", start_seq)
-    return StreamingResponse(
-        turn.follow(snapshot, until=credential.expires_at), media_type="text/event-stream", headers=SSE_HEADERS
+    return EventStreamResponse(
+        turn.follow(snapshot, until=credential.expires_at), timeout_s=realtime.settings.ack_timeout_s
     )
 
 

@@ -38,7 +38,8 @@ class TurnStream:
         try:
             yield ": parley.v1\n\n"
             if snapshot is not None:
-                yield sse_snapshot(snapshot, cursor)
+                for part in sse_snapshot(snapshot, cursor):
+                    yield part
                 if _ended(snapshot.state, self._reply):
                     return
             while (left := until - clock.timestamp()) > 0 and not self._stream.revoked:

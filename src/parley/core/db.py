@@ -240,6 +240,8 @@ def _engine(url: str, *, size: int, settings: DatabaseSettings, pooled: bool) ->
         max_overflow=0,
         pool_timeout=2,
         pool_use_lifo=True,
+        # They would be in the text of every error, and so in the log.
+        hide_parameters=True,
         connect_args={"async_creator_fn": connect, **({"prepared_statement_cache_size": 0} if pooled else {}), **name},
     )
     event.listen(engine.sync_engine, "checkin", _drop_prologue)

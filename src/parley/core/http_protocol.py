@@ -3,11 +3,15 @@
 uvicorn keeps all that a client sends until the headers are complete, whoever the client is.
 """
 
+from typing import Any
+
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from parley.core.envelope import respond_error
 
 HEADER_BYTES = 64 * 1024
+ABORT = "parley.abort"
+"""In the scope's extensions: cuts the connection off, where a close would wait for a peer that does not read."""
 
 
 class RequestProtocol(HttpToolsProtocol):
@@ -21,6 +25,8 @@ class RequestProtocol(HttpToolsProtocol):
         self._in_headers = True
         self._header_bytes = 0
         super().on_message_begin()
+        extensions: dict[str, Any] = self.scope.setdefault("extensions", {})
+        extensions[ABORT] = self.transport.abort
 
     def on_headers_complete(self) -> None:
         """Stop counting: the body has a bound of its own."""

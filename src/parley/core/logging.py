@@ -28,20 +28,39 @@ _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", 
 _SECRET_KEYS = re.compile(
     r"pass(word|wd)|secret|token(?!s)|authorization|cookie|api[_-]?key|ticket|credential", re.IGNORECASE
 )
+# Every run is bounded and begins behind something else: a text made for it must not hold the event loop.
 _SECRET_VALUES = re.compile(
-    r"eyJ[\w-]{8,}\.[\w-]+\.[\w-]*"  # a JWT
-    r"|\b(?:sk|pk|rk)-[\w-]{8,}"  # a provider's key
-    r"|\bparley_\w{2,4}_[\w-]{8,}"  # our refresh tokens and keys
-    r"|\btk_[\w-]{8,}"  # our tickets
-    r"|(?i:bearer\s+)[\w.~+/=-]{8,}"
+    r"(?<![\w-])eyJ[\w-]{8,2000}(?:\.[\w-]{0,4000}){1,2}"  # a JWT
+    r"|\b(?:sk|pk|rk)-[\w-]{8,400}"  # a provider's key
+    r"|\bparley_\w{2,4}_[\w-]{8,400}"  # our refresh tokens and keys
+    r"|\btk_[\w=-]{8,400}"  # our tickets
+    r"|\$argon2\w{1,2}\$[^\s'\"]{8,400}|\$2[aby]\$[^\s'\"]{8,400}"  # hashes of passwords
 )
-_EMAIL = re.compile(r"\b([\w.+-])[\w.+-]*@([\w-]+(?:\.[\w-]+)+)")
+_SCHEMES = re.compile(r"(?i)\b(basic|bearer)\s{1,4}[\w.~+/=-]{8,8192}")
+_NAMED = re.compile(
+    r"(?i)(?<![\w-])([\w-]{0,32}(?:passw(?:or)?d|secret|token(?!s)|api[_-]?key|ticket|authorization|cookie)[\"']?"
+    r"\s{0,3}[:=]\s{0,3}[\"']?)(?!\*\*\*)[^\s\"',;&}]{1,4096}"
+)
+_USERINFO = re.compile(r"://[^\s/:@]{0,256}:[^\s/@]{1,256}@")
+_EMAIL = re.compile(r"(?<![\w.+-])([\w.+-])[\w.+-]{0,63}@([\w-]{1,63}(?:\.[\w-]{1,63}){1,8})")
+# PostgreSQL repeats the values of a row that it refuses.
+_DETAIL = re.compile(r"(?m)^(\s*)DETAIL:.*$")
+_LONGEST = 64 * 1024
 MASK = "***"
 
 
 def mask(text: str) -> str:
-    """Remove what looks like a secret from a text, and most of an e-mail address."""
-    return _EMAIL.sub(rf"\1{MASK}@\2", _SECRET_VALUES.sub(MASK, text))
+    """Remove what looks like a secret from a text, and most of an e-mail address; a very long text is cut."""
+    if len(text) > _LONGEST:
+        text = text[:_LONGEST] + "…"
+    text = _USERINFO.sub(f"://{MASK}@", _SECRET_VALUES.sub(MASK, text))
+    text = _NAMED.sub(rf"\1{MASK}", _SCHEMES.sub(rf"\1 {MASK}", text))
+    return _DETAIL.sub(rf"\1DETAIL: {MASK}", _EMAIL.sub(rf"\1{MASK}@\2", text))
+
+
+def _printable(text: str) -> str:
+    """Show control characters instead of obeying them."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
 
 
 def _masked(key: str, value: Any) -> Any:
@@ -99,10 +118,12 @@ class ConsoleFormatter(logging.Formatter):
         """Return the line."""
         extra = " ".join(f"{k}={_masked(k, v)}" for k, v in vars(record).items() if k not in _STANDARD)
         text = f"{record.levelname.lower():8}{record.name.removeprefix('parley.')}: {mask(record.getMessage())} {extra}"
+        text = _printable(text).rstrip()
         if record.exc_info and record.exc_info[0]:
-            text += "\n" + mask("".join(traceback.format_exception(*record.exc_info))).rstrip()
-            return text.replace("\x1b", "\\x1b").replace("\r", "\\r")
-        return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text).rstrip()
+            trace = mask("".join(traceback.format_exception(*record.exc_info))).rstrip()
+            # The trace's own line breaks are the only ones.
+            text += "\n" + "\n".join(_printable(line) for line in trace.split("\n"))
+        return text
 
 
 class _Area(logging.Filter):

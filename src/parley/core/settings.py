@@ -5,6 +5,7 @@ reads the environment but this file; `load_settings` builds one object and the s
 """
 
 import os
+import re
 from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
@@ -13,7 +14,7 @@ from urllib.parse import urlsplit
 
 from dotenv import dotenv_values
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SecretStr, ValidationError, field_validator
-from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
 from parley.core.paths import project_path
 
@@ -39,11 +40,15 @@ class _Group(BaseModel):
 class DatabaseSettings(_Group):
     """PostgreSQL. Without `url` the embedded server is used (production must say `embedded`)."""
 
-    url: str | None = Field(default=None, description="Requests, as the role parley_app; `embedded` for our own server")
-    system_url: str | None = Field(default=None, description="The system role parley_system")
-    owner_url: str | None = Field(default=None, description="Migrations, as parley_owner")
+    url: str | None = Field(
+        default=None, repr=False, description="Requests, as the role parley_app; `embedded` for our own server"
+    )
+    system_url: str | None = Field(default=None, repr=False, description="The system role parley_system")
+    owner_url: str | None = Field(default=None, repr=False, description="Migrations, as parley_owner")
     direct_url: str | None = Field(
-        default=None, description="Unpooled, as parley_system: tick writer and advisory locks. Set: `url` is a pooler"
+        default=None,
+        repr=False,
+        description="Unpooled, as parley_system: tick writer and advisory locks. Set: `url` is a pooler",
     )
     pool_size: int = Field(default=10, ge=1, le=200)
     system_pool_size: int = Field(default=4, ge=1, le=50)
@@ -126,10 +131,10 @@ class Settings(BaseSettings):
     data_dir: Path = Path(".parley")
     secret_key: Annotated[list[SecretStr], NoDecode] = Field(default_factory=list)
     cors_origins: Annotated[list[str], NoDecode] = Field(default_factory=list)
-    redis_url: str | None = None
+    redis_url: str | None = Field(default=None, repr=False)
     role: Literal["all", "web", "gen"] = "all"
     workers: int = Field(default=1, ge=1, le=64)
-    issuers: str | None = None
+    issuers: str | None = Field(default=None, repr=False)
     jobs: Literal["inprocess", "celery"] = "inprocess"
     rate_limits: Literal["on", "off"] = "on"
     body_bytes: int = Field(default=1024 * 1024, ge=1024)
@@ -152,7 +157,8 @@ class Settings(BaseSettings):
     def _exact_origins(cls, value: list[str]) -> list[str]:
         for origin in value:
             parts = urlsplit(origin)
-            if parts.scheme not in {"http", "https"} or not parts.netloc or parts.path or "*" in origin:
+            plain = not (parts.path or parts.query or parts.fragment or "@" in parts.netloc or "*" in origin)
+            if parts.scheme not in {"http", "https"} or not parts.netloc or not plain:
                 raise ValueError("each origin is exact, like https://app.example.com: no path, no wildcard")
         return value
 
@@ -226,6 +232,8 @@ class ProductionSettings(Settings):
             text = key.get_secret_value()
             if len(text) < 32 or len(set(text)) < 10 or "change" in text.lower() or "secret" in text.lower():
                 problems.append("PARLEY_SECRET_KEY is too weak or a sample: at least 32 random characters")
+        if self.public_url and urlsplit(self.public_url).scheme not in {"http", "https"}:
+            problems.append("PARLEY_PUBLIC_URL must begin with https:// or http://")
         if not self.public_url:
             problems.append("PARLEY_PUBLIC_URL is not set: mail links, cookies and the Origin check need it")
         if self.database.url is None:
@@ -248,11 +256,21 @@ def _files(directory: Path, environment: str) -> tuple[Path, ...]:
     return (directory / ".env", directory / ".env.local", directory / f".env.{environment}")
 
 
+def _check_text(files: tuple[Path, ...]) -> None:
+    for path in files:
+        try:
+            if path.is_file():
+                path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            raise SettingsInvalid(f"{path} is not UTF-8 text") from None
+
+
 def load_settings(directory: Path | None = None, **overrides: Any) -> Settings:
     """Read the settings, or raise `SettingsInvalid` naming every setting that does not hold and never its value."""
     directory = directory or Path.cwd()
     named = str(overrides.get("env") or os.environ.get("PARLEY_ENV") or "")
     if not named:
+        _check_text(_files(directory, "development")[:2])
         layers = [dotenv_values(path) for path in _files(directory, "development")[:2] if path.is_file()]
         named = next((str(layer["PARLEY_ENV"]) for layer in reversed(layers) if layer.get("PARLEY_ENV")), "development")
     try:
@@ -260,12 +278,18 @@ def load_settings(directory: Path | None = None, **overrides: Any) -> Settings:
     except ValueError:
         raise SettingsInvalid("PARLEY_ENV must be development, testing or production") from None
     files = _files(directory, environment)
+    _check_text(files)
     overrides["env"] = environment
     try:
         settings = _CLASSES[environment](_env_file=files, **overrides)
     except ValidationError as error:
         lines = [f"PARLEY_{'_'.join(str(p) for p in e['loc']).upper()}: {e['msg']}" for e in error.errors()]
         raise SettingsInvalid("These settings are not valid:\n  " + "\n  ".join(lines)) from None
+    except SettingsError as error:
+        # A group's own name with a value: its text would repeat the value.
+        group_named = re.search(r'field "(\w+)"', str(error))
+        group = group_named.group(1).upper() if group_named else "?"
+        raise SettingsInvalid(f"PARLEY_{group} is a group of settings and takes no value: see .env.example") from None
     environ: dict[str, str] = {}
     for path in files:
         if path.is_file():

@@ -9,13 +9,13 @@ from starlette.types import Message, Receive, Send
 from starlette.types import Scope as AsgiScope
 
 from parley.core.errors import AppError, Unauthenticated, Unavailable
+from parley.core.http_protocol import ABORT
 from parley.core.logging import log_context
 from parley.core.scope import Credential
 from parley.realtime import frames
 from parley.realtime.connection import Connection
 from parley.realtime.flow import Closing
 from parley.realtime.frames import BadFrame, Close
-from parley.realtime.protocol import ABORT
 from parley.realtime.service import Realtime
 
 logger = logging.getLogger(__name__)

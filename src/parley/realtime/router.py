@@ -8,10 +8,13 @@ from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
 from starlette.routing import WebSocketRoute
+from starlette.types import Message, Receive, Send
+from starlette.types import Scope as AsgiScope
 
 from parley.core import clock
 from parley.core.envelope import Envelope, ErrorEnvelope, respond
 from parley.core.errors import Invalid
+from parley.core.http_protocol import ABORT
 from parley.core.scope import Credential, CurrentScope
 from parley.realtime.channels import ChannelNotFound, Snapshot
 from parley.realtime.cursor import Cursor
@@ -60,13 +63,14 @@ def sse(event: str, data: str, *, id: str | None = None) -> str:
     return (f"id: {id}\n" if id else "") + f"event: {event}\ndata: {data}\n\n"
 
 
-def sse_snapshot(snapshot: Snapshot, cursor: Cursor) -> str:
-    """Return the events of a snapshot; the id is on the last part only, so that a cut one is not taken for whole."""
+def sse_snapshot(snapshot: Snapshot, cursor: Cursor) -> list[str]:
+    """Return the events of a snapshot, to be sent one by one.
+
+    The id is on the last part only, so that a cut one is not taken for whole.
+    """
     parts = list(snapshot.frames(cursor.channel))
     position = f"{snapshot.head.epoch}:{snapshot.head.seq}"
-    return "".join(
-        sse("snap", part, id=position if number == len(parts) else None) for number, part in enumerate(parts, 1)
-    )
+    return [sse("snap", part, id=position if number == len(parts) else None) for number, part in enumerate(parts, 1)]
 
 
 def sse_event(event: LoggedEvent, cursor: Cursor, epoch: str) -> str:
@@ -117,7 +121,8 @@ class EventStream:
         try:
             yield ": parley.v1\n\n"
             if snapshot is not None:
-                yield sse_snapshot(snapshot, self.cursor)
+                for part in sse_snapshot(snapshot, self.cursor):
+                    yield part
             while (left := until - clock.timestamp()) > 0 and not self.revoked:
                 while self.cursor.is_behind and not self.cursor.lost:
                     events = await self.cursor.read()
@@ -131,6 +136,28 @@ class EventStream:
             yield sse("unsubbed", encode(t="unsubbed", ch=self.cursor.channel.name, code="expired", retry="now"))
         finally:
             self.close()
+
+
+class EventStreamResponse(StreamingResponse):
+    """A stream that cuts off a client that does not take it: what is sent would wait in memory for ever."""
+
+    def __init__(self, content: AsyncIterator[str], *, timeout_s: float) -> None:
+        super().__init__(content, media_type="text/event-stream", headers=SSE_HEADERS)
+        self._timeout_s = timeout_s
+
+    async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
+        """Send the stream."""
+
+        async def bounded(message: Message) -> None:
+            try:
+                async with asyncio.timeout(self._timeout_s):
+                    await send(message)
+            except TimeoutError:
+                # The server then reports a disconnect, which ends the stream.
+                if abort := scope.get("extensions", {}).get(ABORT):
+                    abort()
+
+        await super().__call__(scope, receive, bounded)
 
 
 SSE_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
@@ -159,6 +186,6 @@ async def stream_channel_events(
     stream = EventStream(realtime, scope)
     credential: Credential = request.state.credential
     snapshot = await stream.open(channel, parse_position(position) if position else None)
-    return StreamingResponse(
-        stream.follow(snapshot, until=credential.expires_at), media_type="text/event-stream", headers=SSE_HEADERS
+    return EventStreamResponse(
+        stream.follow(snapshot, until=credential.expires_at), timeout_s=realtime.settings.ack_timeout_s
     )

@@ -121,6 +121,8 @@ def uvicorn_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
         server_header=False,
         # Forwarded headers are believed only once a proxy is configured.
         proxy_headers=False,
+        # Longer than the minute that proxies and clients keep a connection: whoever closes first races a request.
+        timeout_keep_alive=75,
         timeout_graceful_shutdown=5,
     )
 

@@ -4,6 +4,7 @@ from fastapi import APIRouter, FastAPI
 from fastapi.routing import APIRoute
 
 from parley.chat.router import router as chat
+from parley.core.scope import PERMISSION_KEY
 from parley.core.service_router import router as service
 from parley.identity.router import auth_router, me_router
 from parley.realtime.router import router as realtime
@@ -11,6 +12,10 @@ from parley.tasks.router import router as tasks
 from parley.tasks.router import user_router as user_tasks
 
 API_PREFIX = "/api/v1"
+
+
+class PermissionNotDeclared(Exception):
+    """A route that does not say who may call it: `openapi_extra=needs(…)` or `PUBLIC`."""
 
 
 # Routes are tried in this order, so what is asked most comes first.
@@ -35,6 +40,10 @@ def install_routes(app: FastAPI) -> None:
     for prefix, router, documented in _ROUTERS:
         for route in router.routes:
             assert isinstance(route, APIRoute)
+            if PERMISSION_KEY not in (route.openapi_extra or {}):
+                raise PermissionNotDeclared(
+                    f"{sorted(route.methods or ())} {prefix}{route.path}: see tenancy/permissions.py"
+                )
             app.router.add_api_route(
                 prefix + route.path,
                 route.endpoint,

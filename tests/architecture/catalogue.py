@@ -6,12 +6,18 @@ The lists here are the only places where a table or an index is excepted; a new 
 from typing import Any
 
 # Rows that belong to no workspace. `sessions` has a `workspace_id` as data: where the next token is for.
-GLOBAL_TABLES = ("users", "credentials", "sessions", "alembic_version")
-CLOSED_TO_THE_APP = ("credentials", "sessions", "alembic_version")
+CLOSED_TO_THE_APP = (
+    "credentials", "sessions", "one_time_tokens", "identities", "webhook_events", "erasures", "exports",
+    "export_chunks", "alembic_version",
+)  # fmt: skip
+GLOBAL_TABLES = ("users", *CLOSED_TO_THE_APP)
 
 # Table → the condition of its second, RESTRICTIVE policy.
 OWNED_TABLES = {
     "tasks": "(user_id = ( SELECT app_user() AS app_user))",
+    "api_keys": "(user_id = ( SELECT app_user() AS app_user))",
+    "idempotency_keys": "(user_id = ( SELECT app_user() AS app_user))",
+    "jobs": "((user_id = ( SELECT app_user() AS app_user)) OR (user_id IS NULL))",
     "channel_heads": "((owner_id = ( SELECT app_user() AS app_user)) OR (owner_id IS NULL))",
     "channel_events": "((owner_id = ( SELECT app_user() AS app_user)) OR (owner_id IS NULL))",
 }
@@ -19,6 +25,7 @@ OWNED_TABLES = {
 # Tenant tables that the system role may see past all workspaces, with a policy `USING (true)`.
 SYSTEM_TABLES = (
     "workspaces", "memberships", "channel_heads", "channel_events", "replies", "realtime_tickets",
+    "jobs", "api_keys", "invitations", "idempotency_keys", "audit_events",
 )  # fmt: skip
 
 # Indexes of tenant tables that do not lead with the workspace. Sign-in asks by user, before there is a workspace.

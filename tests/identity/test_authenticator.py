@@ -221,7 +221,7 @@ async def test_what_is_remembered_is_bounded(
     monkeypatch: pytest.MonkeyPatch, identity: Identity, service: IdentityService, ada: TokenAnswer
 ) -> None:
     monkeypatch.setattr(module, "_BOUND", 3)
-    answers = [ada] + [await service.sign_in(email=ada.user.email, password=PASSWORD) for _ in range(4)]
+    answers = [ada] + [await service.sign_in(email=str(ada.user.email), password=PASSWORD) for _ in range(4)]
     for _ in range(2):
         for answer in answers:
             await identity.authenticator.authenticate(answer.access_token)

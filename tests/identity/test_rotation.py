@@ -45,7 +45,7 @@ async def test_of_forty_at_once_each_family_gets_one_successor(
     service: IdentityService, ada: TokenAnswer, admin: asyncpg.Connection
 ) -> None:
     families = [ada.refresh_token]
-    families += [(await service.sign_in(email=ada.user.email, password=PASSWORD)).refresh_token for _ in range(4)]
+    families += [(await service.sign_in(email=str(ada.user.email), password=PASSWORD)).refresh_token for _ in range(4)]
     answers = await asyncio.gather(*(service.refresh(token) for token in families for _ in range(40)))
     successors: dict[UUID, set[str]] = {session_of(token): set() for token in families}
     for answer in answers:
@@ -125,7 +125,7 @@ async def test_reuse_that_races_a_rotation_always_ends_the_session(
             return error
 
     for turn in range(20):
-        old = (await service.sign_in(email=ada.user.email, password=PASSWORD)).refresh_token
+        old = (await service.sign_in(email=str(ada.user.email), password=PASSWORD)).refresh_token
         newest = (await service.refresh(old)).refresh_token
         with clock.shifted(31):
             pair = [old, newest] if turn % 2 else [newest, old]

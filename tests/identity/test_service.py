@@ -291,7 +291,7 @@ async def test_signing_out_of_a_session_that_is_not_there(
 async def test_of_two_users_each_signs_in_to_their_own(service: IdentityService, ada: TokenAnswer) -> None:
     bob = await service.sign_up(email="bob@example.com", password=PASSWORD)
     for signed_up in (ada, bob, ada):
-        answer = await sign_in(service, signed_up.user.email)
+        answer = await sign_in(service, str(signed_up.user.email))
         assert (answer.user, answer.workspace) == (signed_up.user, signed_up.workspace)
         again = await service.refresh(answer.refresh_token)
         assert (again.user, again.workspace) == (signed_up.user, signed_up.workspace)

@@ -25,6 +25,7 @@ from parley.tasks import repository
 from parley.tasks.models import Task
 from parley.tasks.repository import TaskRepository
 from parley.tasks.service import TaskService
+from parley.tenancy.permissions import permissions_of
 from tests.conftest import http_client
 
 CountQueries = Callable[[Database], AbstractAsyncContextManager[list[str]]]
@@ -106,7 +107,7 @@ async def add_workspace(admin: asyncpg.Connection) -> UUID:
 def scope_in(workspace_id: UUID) -> Scope:
     """Return the scope of a new user in a workspace."""
     user_id = new_id()
-    return Scope(workspace_id, user_id, Role.VIEWER, subject=str(user_id))
+    return Scope(workspace_id, user_id, Role.VIEWER, subject=str(user_id), permissions=permissions_of(Role.VIEWER))
 
 
 @pytest.fixture

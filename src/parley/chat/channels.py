@@ -10,6 +10,7 @@ from parley.core.scope import Scope
 from parley.realtime.bus import Bus
 from parley.realtime.channels import ChannelNotFound, Mode, State
 from parley.realtime.events import Channel
+from parley.tenancy.permissions import Permission
 
 
 class ConversationChannel:
@@ -17,6 +18,7 @@ class ConversationChannel:
 
     prefix = "conversation"
     mode: Mode = "log"
+    permission: str = Permission.CHAT_READ
 
     def __init__(self, bus: Bus) -> None:
         self._bus = bus
@@ -38,6 +40,7 @@ class UserChannel:
 
     prefix = "user"
     mode: Mode = "log"
+    permission: str = Permission.CHAT_READ
 
     def __init__(self, bus: Bus) -> None:
         self._bus = bus

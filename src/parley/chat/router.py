@@ -17,8 +17,12 @@ from parley.core.scope import Credential, CurrentScope
 from parley.llm.registry import ModelInfo
 from parley.realtime.dependencies import RealtimeDep
 from parley.realtime.router import EventStream, EventStreamResponse
+from parley.tenancy.permissions import Permission, needs
 
 router = APIRouter(tags=["chat"])
+
+_READ, _WRITE = needs(Permission.CHAT_READ), needs(Permission.CHAT_WRITE)
+_MODELS = needs(Permission.MODELS_READ)
 
 ERRORS: dict[int | str, dict[str, Any]] = {
     401: {"model": ErrorEnvelope},
@@ -27,7 +31,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 }
 
 
-@router.get("/conversations", response_model=PageEnvelope[ConversationRead])
+@router.get("/conversations", response_model=PageEnvelope[ConversationRead], openapi_extra=_READ)
 async def list_conversations(
     service: ConversationServiceDep,
     page: Page,
@@ -38,7 +42,9 @@ async def list_conversations(
     return respond_page(rows, page=page, total=total)
 
 
-@router.post("/conversations", status_code=201, response_model=Envelope[ConversationRead], responses=ERRORS)
+@router.post(
+    "/conversations", status_code=201, response_model=Envelope[ConversationRead], responses=ERRORS, openapi_extra=_WRITE
+)
 async def create_conversation(body: ConversationCreate, service: ConversationServiceDep, chat: ChatDep) -> Response:
     """Make a conversation."""
     if body.model is not None:
@@ -47,13 +53,20 @@ async def create_conversation(body: ConversationCreate, service: ConversationSer
     return respond(made, status=201, headers={"Location": f"/api/v1/conversations/{made.id}"})
 
 
-@router.get("/conversations/{conversation_id}", response_model=Envelope[ConversationRead], responses=ERRORS)
+@router.get(
+    "/conversations/{conversation_id}", response_model=Envelope[ConversationRead], responses=ERRORS, openapi_extra=_READ
+)
 async def get_conversation(conversation_id: UUID, service: ConversationServiceDep) -> Response:
     """Get a conversation."""
     return respond(await service.get(conversation_id))
 
 
-@router.patch("/conversations/{conversation_id}", response_model=Envelope[ConversationRead], responses=ERRORS)
+@router.patch(
+    "/conversations/{conversation_id}",
+    response_model=Envelope[ConversationRead],
+    responses=ERRORS,
+    openapi_extra=_WRITE,
+)
 async def update_conversation(
     conversation_id: UUID, body: ConversationUpdate, service: ConversationServiceDep, chat: ChatDep
 ) -> Response:
@@ -63,14 +76,19 @@ async def update_conversation(
     return respond(await service.change(conversation_id, body))
 
 
-@router.delete("/conversations/{conversation_id}", status_code=204, responses=ERRORS)
+@router.delete("/conversations/{conversation_id}", status_code=204, responses=ERRORS, openapi_extra=_WRITE)
 async def delete_conversation(conversation_id: UUID, service: ConversationServiceDep) -> Response:
     """Delete a conversation with all its messages."""
     await service.delete(conversation_id)
     return Response(status_code=204)
 
 
-@router.get("/conversations/{conversation_id}/messages", response_model=CursorEnvelope[MessageRead], responses=ERRORS)
+@router.get(
+    "/conversations/{conversation_id}/messages",
+    response_model=CursorEnvelope[MessageRead],
+    responses=ERRORS,
+    openapi_extra=_READ,
+)
 async def list_messages(
     conversation_id: UUID,
     service: ConversationServiceDep,
@@ -94,6 +112,7 @@ async def list_messages(
         },
         409: {"model": ErrorEnvelope},
     },
+    openapi_extra=_WRITE,
 )
 async def send_message(
     conversation_id: UUID,
@@ -136,14 +155,25 @@ def _cid(header: str | None) -> UUID:
         ) from None
 
 
-@router.post("/replies/{reply_id}/cancel", status_code=202, response_model=Envelope[dict[str, str]], responses=ERRORS)
+@router.post(
+    "/replies/{reply_id}/cancel",
+    status_code=202,
+    response_model=Envelope[dict[str, str]],
+    responses=ERRORS,
+    openapi_extra=_WRITE,
+)
 async def cancel_reply(reply_id: UUID, scope: CurrentScope, chat: ChatDep) -> Response:
     """Stop a reply. Durable, and harmless where it has ended."""
     await chat.turns.cancel(scope, reply_id)
     return respond({"reply": str(reply_id)}, status=202)
 
 
-@router.get("/models", response_model=Envelope[list[ModelInfo]], responses={401: {"model": ErrorEnvelope}})
+@router.get(
+    "/models",
+    response_model=Envelope[list[ModelInfo]],
+    responses={401: {"model": ErrorEnvelope}},
+    openapi_extra=_MODELS,
+)
 async def list_models(scope: CurrentScope, chat: ChatDep) -> Response:  # noqa: ARG001 - only who is signed in may ask
     """List the models: which can be used now, and why the rest cannot."""
     return respond(chat.registry.describe())

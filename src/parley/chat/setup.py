@@ -16,6 +16,7 @@ from parley.llm.tools import Tool
 from parley.realtime.bus import Bus
 from parley.realtime.service import FrameHandler
 from parley.realtime.tick import TickWriter
+from parley.tenancy.permissions import Permission
 from parley.usage.service import UsageService
 
 
@@ -34,7 +35,10 @@ class Chat:
     def frame_handlers(self) -> dict[str, FrameHandler]:
         """What the socket calls for the chat's frames."""
         handlers = ChatFrames(self.turns, self.tools)
-        return {"chat.send": handlers.send, "reply.cancel": handlers.cancel}
+        return {
+            "chat.send": FrameHandler(Permission.CHAT_WRITE, handlers.send),
+            "reply.cancel": FrameHandler(Permission.CHAT_WRITE, handlers.cancel),
+        }
 
     async def start(self) -> None:
         """Take the process's lock, end what a former process left open, then begin."""

@@ -16,6 +16,7 @@ from parley.core.envelope import respond_error
 from parley.core.error_handlers import error_response
 from parley.core.errors import TooLarge
 from parley.core.logging import log_context
+from parley.core.origin import origin
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +47,9 @@ class RequestIdMiddleware:
                 message["headers"] = [*message.get("headers", ()), *ours]
             await send(message)
 
-        with log_context(request_id=request_id.decode()):
+        client = scope.get("client")
+        user_agent = next((value for name, value in scope["headers"] if name == b"user-agent"), b"").decode("latin-1")
+        with log_context(request_id=request_id.decode()), origin(client[0] if client else None, user_agent):
             await self.app(scope, receive, send_with_id)
             if logger.isEnabledFor(logging.DEBUG):
                 duration_ms = round((time.perf_counter() - started) * 1000, 2)

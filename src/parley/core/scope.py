@@ -2,13 +2,23 @@
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Annotated, Protocol
+from typing import Annotated, Any, Final, Protocol
 from uuid import UUID
 
 from fastapi import Depends, Request
 from fastapi.security import HTTPBearer
 
+from parley.core.errors import Forbidden
 from parley.core.logging import bind_log_context
+
+NO_WORKSPACE: Final = UUID(int=0)
+"""Stands where a workspace is asked for and there is none: work and records of the installation itself."""
+
+PERMISSION_KEY: Final = "x-permission"
+"""Where a route's entry in the OpenAPI document says what it asks of the caller."""
+
+PUBLIC: Final[dict[str, Any]] = {PERMISSION_KEY: "public"}
+"""For `openapi_extra` of a route that anyone may call."""
 
 
 class Role(StrEnum):
@@ -29,7 +39,8 @@ class Role(StrEnum):
 class Scope:
     """The workspace, user and role that a piece of work runs as.
 
-    `subject` is the credential's own `sub`: for our tokens the user's id as text.
+    `subject` is the credential's own `sub`: for our tokens the user's id as text. `permissions` is what the role and
+    the credential allow together; one of `session_id`, `key_id` and `issuer` says which credential it was.
     """
 
     workspace_id: UUID
@@ -37,6 +48,14 @@ class Scope:
     role: Role
     session_id: UUID | None = None
     subject: str = ""
+    permissions: frozenset[str] = frozenset()
+    key_id: UUID | None = None
+    issuer: str | None = None
+
+    def require(self, permission: str) -> None:
+        """Raise `Forbidden` unless the scope has the permission."""
+        if permission not in self.permissions:
+            raise Forbidden(details={"permission": permission})
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,16 +93,18 @@ class ScopeBearer(HTTPBearer):
     """
 
     async def __call__(self, request: Request) -> Scope:  # type: ignore[override]  # the scope and not the raw header
-        """Return the caller's scope, or raise `Unauthenticated`."""
+        """Return the caller's scope. Raises `Unauthenticated`, and `Forbidden` without the route's permission."""
         authenticator: Authenticator = request.app.state.authenticator
         credential = await authenticator.authenticate(bearer_token(request.headers.get("authorization")) or "")
         request.state.credential = credential
         bind_log_context(workspace_id=str(credential.scope.workspace_id), user_id=str(credential.scope.user_id))
+        # A route that declares nothing is closed; `install_routes` does not even register one.
+        credential.scope.require((request.scope["route"].openapi_extra or {}).get(PERMISSION_KEY, ""))
         return credential.scope
 
 
 current_scope = ScopeBearer(
-    auto_error=False, scheme_name="bearer", description="An access token from sign-up or sign-in."
+    auto_error=False, scheme_name="bearer", description="An access token from sign-up or sign-in, or an API key."
 )
 
 CurrentScope = Annotated[Scope, Depends(current_scope)]

@@ -13,6 +13,7 @@ from starlette.staticfiles import StaticFiles
 from parley.core.db import Database, is_connection_lost
 from parley.core.envelope import Envelope, respond
 from parley.core.migrate import current_revision
+from parley.core.scope import PUBLIC
 
 router = APIRouter(tags=["service"])
 
@@ -30,13 +31,18 @@ class Ready(BaseModel):
     checks: dict[str, str]
 
 
-@router.get("/health/live", response_model=Envelope[Live])
+@router.get("/health/live", response_model=Envelope[Live], openapi_extra=PUBLIC)
 async def get_liveness() -> Response:
     """Tell that the process answers."""
     return respond(Live(status="live"))
 
 
-@router.get("/health/ready", response_model=Envelope[Ready], responses={503: {"model": Envelope[Ready]}})
+@router.get(
+    "/health/ready",
+    response_model=Envelope[Ready],
+    responses={503: {"model": Envelope[Ready]}},
+    openapi_extra=PUBLIC,
+)
 async def get_readiness(request: Request) -> Response:
     """Tell whether the database is there and its schema is the one that this code expects."""
     database: Database = request.app.state.database

@@ -68,6 +68,43 @@ class AuthSettings(_Group):
     password_min_length: int = Field(default=8, ge=8, le=64)
     password_workers: int = Field(default=2, ge=1, le=64)
     password_queue: int = Field(default=64, ge=1, le=10_000)
+    verify_email: Literal["optional", "required"] = "optional"
+    verify_hours: int = Field(default=24, ge=1, le=168)
+    reset_minutes: int = Field(default=30, ge=5, le=1440)
+    invitation_days: int = Field(default=7, ge=1, le=60)
+    erasure_days: int = Field(default=7, ge=0, le=90, description="How long a deleted account can be brought back")
+    clerk_webhook_secret: SecretStr | None = Field(default=None, description="Comma-separated while it rotates")
+
+
+class MailSettings(_Group):
+    """How mail leaves: to the console and the data directory, or by SMTP."""
+
+    transport: Literal["console", "smtp"] = "console"
+    sender: str = Field(default="Parley <parley@localhost>", description="The From address")
+    host: str = "localhost"
+    port: int = Field(default=587, ge=1, le=65535)
+    username: str | None = None
+    password: SecretStr | None = None
+    tls: Literal["starttls", "implicit", "none"] = "starttls"
+    timeout_s: float = Field(default=20, gt=0)
+
+
+class LimitSettings(_Group):
+    """Rate limits: how many in how long. Unless `PARLEY_RATE_LIMITS` is off."""
+
+    signup_per_hour: int = Field(default=60, ge=1, description="Sign-ups per address")
+    signin_failures: int = Field(default=5, ge=1, description="Failed sign-ins in 15 minutes, account and address")
+    signin_failures_per_address: int = Field(default=20, ge=1, description="Failed sign-ins in 15 minutes, address")
+    refresh_per_minute: int = Field(default=60, ge=1, description="Refreshes per session")
+    mail_per_hour: int = Field(default=5, ge=1, description="Mails asked for, per account and per address")
+    unverified_per_minute: int = Field(
+        default=600, ge=1, description="Requests with a credential that does not hold, per address"
+    )
+    api_per_minute: int = Field(default=1200, ge=1, description="API requests per user")
+    key_per_minute: int = Field(default=1200, ge=1, description="API requests per API key")
+    workspace_per_minute: int = Field(default=12_000, ge=1, description="API requests per workspace")
+    sends_per_minute: int = Field(default=120, ge=1, description="Messages sent per user")
+    running_replies: int = Field(default=50, ge=1, description="Replies of one user running at once")
 
 
 class LlmSettings(_Group):
@@ -137,17 +174,20 @@ class Settings(BaseSettings):
     issuers: str | None = Field(default=None, repr=False)
     jobs: Literal["inprocess", "celery"] = "inprocess"
     rate_limits: Literal["on", "off"] = "on"
+    trusted_proxies: Annotated[list[str], NoDecode] = Field(default_factory=list)
     body_bytes: int = Field(default=1024 * 1024, ge=1024)
 
     database: DatabaseSettings = Field(default_factory=DatabaseSettings)
     auth: AuthSettings = Field(default_factory=AuthSettings)
+    mail: MailSettings = Field(default_factory=MailSettings)
+    limits: LimitSettings = Field(default_factory=LimitSettings)
     llm: LlmSettings = Field(default_factory=LlmSettings)
     realtime: RealtimeSettings = Field(default_factory=RealtimeSettings)
     log: LogSettings = Field(default_factory=LogSettings)
 
     _environ: dict[str, str] = PrivateAttr(default_factory=dict)
 
-    @field_validator("cors_origins", "secret_key", mode="before")
+    @field_validator("cors_origins", "secret_key", "trusted_proxies", mode="before")
     @classmethod
     def _comma_separated(cls, value: object) -> object:
         return _split(value)

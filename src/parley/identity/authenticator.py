@@ -16,6 +16,7 @@ from parley.core.scope import Credential, Role, Scope
 from parley.identity.errors import SessionExpired, SessionRevoked, TokenExpired, TokenInvalid
 from parley.identity.repository import UnscopedIdentityRepository
 from parley.identity.tokens import AccessClaims, AccessTokens
+from parley.tenancy.permissions import permissions_of
 
 _BOUND = 10_000
 
@@ -59,6 +60,14 @@ class SessionAuthenticator:
         self._tasks: set[asyncio.Task[_Standing]] = set()
         self.on_revoked: Callable[[UUID], None] = lambda session_id: None  # noqa: ARG005 - nobody listens yet
         """Told of each session that ends here, for whoever holds something open in its name."""
+
+    def takes(self, token: str) -> bool:
+        """Whether a bearer token may be one of ours: whatever no other kind took."""
+        return bool(token)
+
+    def holds(self, scope: Scope) -> bool:
+        """Whether a scope came from a session."""
+        return scope.session_id is not None
 
     async def authenticate(self, token: str) -> Credential:
         """Verify a bearer token, its session and its membership. Raises `Unauthenticated`, `Unavailable`."""
@@ -150,5 +159,13 @@ class SessionAuthenticator:
         if now >= ends_at:
             raise SessionExpired
         user_id: UUID = row["user_id"]
-        scope = Scope(row["workspace_id"], user_id, Role(row["role"]), session_id, subject=str(user_id))
+        role = Role(row["role"])
+        scope = Scope(
+            row["workspace_id"],
+            user_id,
+            role,
+            session_id,
+            subject=str(user_id),
+            permissions=permissions_of(role),
+        )
         return _Standing(scope, ends_at, now)

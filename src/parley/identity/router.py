@@ -5,9 +5,10 @@ from typing import Annotated
 from fastapi import APIRouter, Body, Response
 
 from parley.core.envelope import Envelope, ErrorEnvelope, respond
-from parley.core.scope import CurrentScope
+from parley.core.scope import PUBLIC, CurrentScope
 from parley.identity.dependencies import IdentityDep, OptionalBearer, UserAgent
 from parley.identity.schemas import MeRead, Refresh, SignIn, SignOut, SignUp, TokenAnswer, UserUpdate
+from parley.tenancy.permissions import Permission, needs
 
 # Answers that hold tokens are kept nowhere.
 _NO_STORE = {"Cache-Control": "no-store"}
@@ -29,6 +30,7 @@ me_router = APIRouter(prefix="/me", tags=["me"])
         422: _INVALID,
         503: _BUSY,
     },
+    openapi_extra=PUBLIC,
 )
 async def sign_up(body: SignUp, identity: IdentityDep, user_agent: UserAgent) -> Response:
     """Make an account with a workspace of its own, signed in."""
@@ -46,6 +48,7 @@ async def sign_up(body: SignUp, identity: IdentityDep, user_agent: UserAgent) ->
         422: _INVALID,
         503: _BUSY,
     },
+    openapi_extra=PUBLIC,
 )
 async def sign_in(body: SignIn, identity: IdentityDep, user_agent: UserAgent) -> Response:
     """Open a session in the workspace that was used last, at first the account's own."""
@@ -66,6 +69,7 @@ async def sign_in(body: SignIn, identity: IdentityDep, user_agent: UserAgent) ->
         422: _INVALID,
         503: _BUSY,
     },
+    openapi_extra=PUBLIC,
 )
 async def refresh_session(body: Refresh, identity: IdentityDep, user_agent: UserAgent) -> Response:
     """Exchange the refresh token for a new pair. Each holds once; a lost answer can be asked for again within 30 s."""
@@ -83,6 +87,7 @@ async def refresh_session(body: Refresh, identity: IdentityDep, user_agent: User
         422: _INVALID,
         503: _BUSY,
     },
+    openapi_extra=PUBLIC,
 )
 async def sign_out(
     identity: IdentityDep, access_token: OptionalBearer, body: Annotated[SignOut | None, Body()] = None
@@ -97,6 +102,7 @@ async def sign_out(
     summary="Read the caller",
     response_model=Envelope[MeRead],
     responses={401: {"model": ErrorEnvelope}, 503: _BUSY},
+    openapi_extra=needs(Permission.PROFILE_READ),
 )
 async def get_me(scope: CurrentScope, identity: IdentityDep) -> Response:
     """Return the caller and the workspace that the token is for."""
@@ -108,6 +114,7 @@ async def get_me(scope: CurrentScope, identity: IdentityDep) -> Response:
     summary="Change the caller",
     response_model=Envelope[MeRead],
     responses={401: {"model": ErrorEnvelope}, 422: _INVALID, 503: _BUSY},
+    openapi_extra=needs(Permission.ACCOUNT_MANAGE),
 )
 async def update_me(body: UserUpdate, scope: CurrentScope, identity: IdentityDep) -> Response:
     """Change the caller's name."""

@@ -99,7 +99,7 @@ class UserRead(ReadModel):
     model_config = ConfigDict(json_schema_extra={"examples": [_USER]})
 
     id: UUID
-    email: str
+    email: str | None
     name: str | None
     email_verified: bool
 

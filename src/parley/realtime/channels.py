@@ -24,10 +24,14 @@ class ChannelNotFound(NotFound):
 
 
 class ChannelSource(Protocol):
-    """What a module says of its kind of channel. `prefix` is the name up to the colon, or the whole name."""
+    """What a module says of its kind of channel. `prefix` is the name up to the colon, or the whole name.
+
+    `permission` is what the caller's scope must have.
+    """
 
     prefix: str
     mode: Mode
+    permission: str
 
     async def resolve(self, unit: UnitOfWork, scope: Scope, argument: str) -> Channel:
         """Return the channel if the caller may see it, else raise `ChannelNotFound`."""
@@ -88,8 +92,9 @@ class Channels:
         return source, argument
 
     async def authorise(self, scope: Scope, name: str) -> tuple[Channel, Head, Mode]:
-        """Return a channel that the caller may see, and where it stands. Raises `ChannelNotFound`."""
+        """Return a channel that the caller may see, and where it stands. Raises `ChannelNotFound` and `Forbidden`."""
         source, argument = self.source(name)
+        scope.require(source.permission)
         async with self._database.unit_of_work(scope) as unit:
             channel = await source.resolve(unit, scope, argument)
             return channel, await head_of(unit, channel), source.mode
@@ -97,6 +102,7 @@ class Channels:
     async def snapshot(self, scope: Scope, channel: Channel) -> Snapshot:
         """Return the state and the head of one instant. Raises `ChannelNotFound` if access is gone."""
         source, argument = self.source(channel.name)
+        scope.require(source.permission)
         async with self._database.unit_of_work(scope, snapshot=True) as unit:
             await source.resolve(unit, scope, argument)
             return Snapshot(head=await head_of(unit, channel), state=await source.state(unit, scope, channel))

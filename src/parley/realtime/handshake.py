@@ -17,6 +17,7 @@ from parley.realtime.connection import Connection
 from parley.realtime.flow import Closing
 from parley.realtime.frames import BadFrame, Close
 from parley.realtime.service import Realtime
+from parley.tenancy.permissions import Permission
 
 logger = logging.getLogger(__name__)
 
@@ -77,6 +78,9 @@ class RealtimeEndpoint:
         if hello.v != frames.VERSION:
             raise Closing(Close.WRONG_SUBPROTOCOL, "unknown protocol version")
         credential = await self._credential(realtime, hello, send)
+        if Permission.REALTIME_CONNECT not in credential.scope.permissions:
+            await _say(send, frames.error("forbidden", "The credential may not open a socket."))
+            raise Closing(Close.FORBIDDEN, "forbidden")
         user = credential.scope.user_id
         if len(realtime.connections) >= realtime.settings.connections:
             raise Closing(Close.OVERLOADED, "too many connections")

@@ -22,6 +22,7 @@ from parley.realtime.dependencies import RealtimeDep
 from parley.realtime.events import LoggedEvent
 from parley.realtime.frames import Since, encode
 from parley.realtime.handshake import RealtimeEndpoint
+from parley.tenancy.permissions import Permission, needs
 
 router = APIRouter(tags=["realtime"])
 
@@ -40,7 +41,12 @@ def socket_route(path: str) -> WebSocketRoute:
     return WebSocketRoute(path, RealtimeEndpoint(), name="realtime")
 
 
-@router.post("/realtime/tickets", status_code=201, response_model=Envelope[TicketRead])
+@router.post(
+    "/realtime/tickets",
+    status_code=201,
+    response_model=Envelope[TicketRead],
+    openapi_extra=needs(Permission.REALTIME_CONNECT),
+)
 async def create_realtime_ticket(scope: CurrentScope, realtime: RealtimeDep) -> Response:
     """Get a one-time ticket for the socket."""
     ticket = await realtime.tickets.issue(scope)
@@ -170,6 +176,7 @@ SSE_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
         200: {"content": {"text/event-stream": {}}, "description": "The channel's log, from a position or a snapshot"},
         404: {"model": ErrorEnvelope},
     },
+    openapi_extra=needs(Permission.REALTIME_CONNECT),
 )
 async def stream_channel_events(
     channel: str,

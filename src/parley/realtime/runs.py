@@ -16,6 +16,7 @@ import orjson
 from parley.core.db import UnitOfWork
 from parley.core.scope import Role, Scope
 from parley.realtime.events import DELTA, Channel
+from parley.tenancy.permissions import permissions_of
 
 LOCK_CLASS = 0x7061726C  # "parl": the class of our processes' advisory locks
 
@@ -167,6 +168,10 @@ async def release(unit: UnitOfWork, run: Run) -> None:
     await connection.execute(_RELEASE, run.scope.workspace_id, run.reply_id, run.fence)
 
 
+def _scope_of(workspace_id: UUID, user_id: UUID, role: Role) -> Scope:
+    return Scope(workspace_id, user_id, role, permissions=permissions_of(role))
+
+
 async def orphans(unit: UnitOfWork, *, owner: int) -> Sequence[Orphan]:
     """Return open replies whose owner holds no lock any more, running ones first."""
     connection = await unit.driver()
@@ -177,7 +182,7 @@ async def orphans(unit: UnitOfWork, *, owner: int) -> Sequence[Orphan]:
             status=row["status"],
             channel=Channel(row["workspace_id"], row["channel"], row["channel"]),
             # Whoever has left the workspace may read no more, and what they asked is still brought to its end.
-            scope=Scope(row["workspace_id"], row["user_id"], Role(row["role"] or Role.VIEWER)),
+            scope=_scope_of(row["workspace_id"], row["user_id"], Role(row["role"] or Role.VIEWER)),
         )
         for row in await connection.fetch(_ORPHANS, owner, LOCK_CLASS)
     ]

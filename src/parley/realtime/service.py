@@ -18,7 +18,18 @@ from parley.realtime.tickets import Tickets
 if TYPE_CHECKING:
     from parley.realtime.connection import Connection
 
-FrameHandler = Callable[[Scope, Any], Awaitable[dict[str, Any]]]
+
+@dataclass(frozen=True, slots=True)
+class FrameHandler:
+    """What a higher module does with one of its frames, and the permission that the frame asks for."""
+
+    permission: str
+    handle: Callable[[Scope, Any], Awaitable[dict[str, Any]]]
+
+    async def __call__(self, scope: Scope, frame: Any) -> dict[str, Any]:
+        """Handle a frame. Raises `Forbidden` without the permission."""
+        scope.require(self.permission)
+        return await self.handle(scope, frame)
 
 
 class Revocable(Protocol):

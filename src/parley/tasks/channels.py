@@ -6,6 +6,7 @@ from parley.realtime.channels import ChannelNotFound, Mode, State
 from parley.realtime.events import Channel
 from parley.tasks.repository import TaskRepository
 from parley.tasks.service import CHANNEL, TaskReader, channel_of
+from parley.tenancy.permissions import Permission
 
 NEWEST = 200
 
@@ -15,6 +16,7 @@ class TasksChannel:
 
     prefix = CHANNEL
     mode: Mode = "log"
+    permission: str = Permission.TASKS_READ
 
     async def resolve(self, unit: UnitOfWork, scope: Scope, argument: str) -> Channel:  # noqa: ARG002  same for all
         """Return the caller's channel. Raises `ChannelNotFound` for any name below `tasks:`."""

@@ -11,6 +11,7 @@ from parley.core.pagination import MAX_PER_PAGE, Page, PageRequest
 from parley.core.scope import CurrentScope, Scope
 from parley.tasks.dependencies import TaskReaderDep, TaskServiceDep
 from parley.tasks.schemas import TaskCreate, TaskRead, TaskReplace, TaskUpdate, UserTaskRead
+from parley.tenancy.permissions import Permission, needs
 
 Completed = Annotated[bool | None, Query(description="Only the completed ones, or only the open ones")]
 
@@ -31,42 +32,50 @@ _CREATED: dict[int | str, dict[str, Any]] = {
     201: {"headers": {"Location": {"description": "Where the task is", "schema": {"type": "string"}}}}
 }
 
+_READ, _WRITE = needs(Permission.TASKS_READ), needs(Permission.TASKS_WRITE)
+
 router = APIRouter(prefix="/tasks", tags=["tasks"], responses=_refusals(401, 422, 500))
 
 
-@router.get("", response_model=PageEnvelope[TaskRead])
+@router.get("", response_model=PageEnvelope[TaskRead], openapi_extra=_READ)
 async def list_tasks(tasks: TaskReaderDep, page: Page, completed: Completed = None) -> Response:
     """List the caller's tasks, newest first."""
     rows, total = await tasks.list_tasks(page, completed=completed)
     return respond_page(rows, page=page, total=total)
 
 
-@router.post("", status_code=201, response_model=Envelope[TaskRead], responses={**_CREATED, **_refusals(400)})
+@router.post(
+    "",
+    status_code=201,
+    response_model=Envelope[TaskRead],
+    responses={**_CREATED, **_refusals(400)},
+    openapi_extra=_WRITE,
+)
 async def create_task(request: Request, tasks: TaskServiceDep, body: TaskCreate) -> Response:
     """Add a task of the caller's."""
     task = await tasks.add_task(body)
     return respond(task, status=201, headers={"Location": f"{request.url.path}/{task.id}"})
 
 
-@router.get("/{task_id}", response_model=Envelope[TaskRead], responses=_refusals(404))
+@router.get("/{task_id}", response_model=Envelope[TaskRead], responses=_refusals(404), openapi_extra=_READ)
 async def get_task(tasks: TaskReaderDep, task_id: UUID) -> Response:
     """Read a task."""
     return respond(await tasks.get_task(task_id))
 
 
-@router.put("/{task_id}", response_model=Envelope[TaskRead], responses=_refusals(400, 404))
+@router.put("/{task_id}", response_model=Envelope[TaskRead], responses=_refusals(400, 404), openapi_extra=_WRITE)
 async def replace_task(tasks: TaskServiceDep, task_id: UUID, body: TaskReplace) -> Response:
     """Replace a task: what the body leaves out takes the value that it has on a new task."""
     return respond(await tasks.replace_task(task_id, body))
 
 
-@router.patch("/{task_id}", response_model=Envelope[TaskRead], responses=_refusals(400, 404))
+@router.patch("/{task_id}", response_model=Envelope[TaskRead], responses=_refusals(400, 404), openapi_extra=_WRITE)
 async def change_task(tasks: TaskServiceDep, task_id: UUID, body: TaskUpdate) -> Response:
     """Change a part of a task: what the body leaves out stays."""
     return respond(await tasks.change_task(task_id, body))
 
 
-@router.delete("/{task_id}", status_code=204, responses=_refusals(404))
+@router.delete("/{task_id}", status_code=204, responses=_refusals(404), openapi_extra=_WRITE)
 async def delete_task(tasks: TaskServiceDep, task_id: UUID) -> Response:
     """Remove a task."""
     await tasks.delete_task(task_id)
@@ -105,6 +114,7 @@ def _for_user(task: TaskRead, scope: Scope) -> UserTaskRead:
     responses={
         200: {"headers": {"X-Total-Count": {"description": "How many there are in all", "schema": {"type": "integer"}}}}
     },
+    openapi_extra=_READ,
 )
 async def list_user_tasks(
     scope: OwnPath,
@@ -118,32 +128,34 @@ async def list_user_tasks(
     return _bare(dump([_for_user(row, scope) for row in rows]), headers={"X-Total-Count": str(total)})
 
 
-@user_router.post("", status_code=201, response_model=UserTaskRead, responses={**_CREATED, **_refusals(400)})
+@user_router.post(
+    "", status_code=201, response_model=UserTaskRead, responses={**_CREATED, **_refusals(400)}, openapi_extra=_WRITE
+)
 async def create_user_task(request: Request, scope: OwnPath, tasks: TaskServiceDep, body: TaskCreate) -> Response:
     """Add a task of the user's."""
     task = await tasks.add_task(body)
     return _bare(dump(_for_user(task, scope)), status=201, headers={"Location": f"{request.url.path}/{task.id}"})
 
 
-@user_router.get("/{task_id}", response_model=UserTaskRead, responses=_refusals(404))
+@user_router.get("/{task_id}", response_model=UserTaskRead, responses=_refusals(404), openapi_extra=_READ)
 async def get_user_task(scope: OwnPath, tasks: TaskReaderDep, task_id: UUID) -> Response:
     """Read a task."""
     return _bare(dump(_for_user(await tasks.get_task(task_id), scope)))
 
 
-@user_router.put("/{task_id}", response_model=UserTaskRead, responses=_refusals(400, 404))
+@user_router.put("/{task_id}", response_model=UserTaskRead, responses=_refusals(400, 404), openapi_extra=_WRITE)
 async def replace_user_task(scope: OwnPath, tasks: TaskServiceDep, task_id: UUID, body: TaskReplace) -> Response:
     """Replace a task: what the body leaves out takes the value that it has on a new task."""
     return _bare(dump(_for_user(await tasks.replace_task(task_id, body), scope)))
 
 
-@user_router.patch("/{task_id}", response_model=UserTaskRead, responses=_refusals(400, 404))
+@user_router.patch("/{task_id}", response_model=UserTaskRead, responses=_refusals(400, 404), openapi_extra=_WRITE)
 async def change_user_task(scope: OwnPath, tasks: TaskServiceDep, task_id: UUID, body: TaskUpdate) -> Response:
     """Change a part of a task: what the body leaves out stays."""
     return _bare(dump(_for_user(await tasks.change_task(task_id, body), scope)))
 
 
-@user_router.delete("/{task_id}", status_code=204, responses=_refusals(404))
+@user_router.delete("/{task_id}", status_code=204, responses=_refusals(404), openapi_extra=_WRITE)
 async def delete_user_task(tasks: TaskServiceDep, task_id: UUID) -> Response:
     """Remove a task."""
     await tasks.delete_task(task_id)

@@ -1,12 +1,13 @@
 """Tables of the tenant itself."""
 
 from datetime import datetime
+from typing import Any
 from uuid import UUID
 
-from sqlalchemy import CheckConstraint, ForeignKeyConstraint, Index
+from sqlalchemy import JSON, CheckConstraint, Column, ForeignKeyConstraint, Index
 from sqlmodel import Field, SQLModel
 
-from parley.core.models import GlobalTable, filled_in
+from parley.core.models import GlobalTable, TenantTable, filled_in
 
 
 class Workspace(GlobalTable, table=True):
@@ -35,3 +36,27 @@ class Membership(SQLModel, table=True):
     user_id: UUID = Field(primary_key=True)
     role: str = Field(max_length=16)
     created_at: datetime = filled_in()
+
+
+class AuditEvent(TenantTable, table=True):
+    """Something that touched access. Rows are only added; those without a workspace have the nil one."""
+
+    __tablename__ = "audit_events"
+    __table_args__ = (
+        CheckConstraint("actor IN ('user', 'key', 'issuer', 'operator', 'system', 'anonymous')", name="actor"),
+        CheckConstraint("outcome IN ('success', 'failure')", name="outcome"),
+        Index("ix_audit_events_user_id", "workspace_id", "user_id", "id"),
+    )
+
+    at: datetime = filled_in()
+    actor: str = Field(max_length=16)
+    user_id: UUID | None = None
+    credential_id: UUID | None = None
+    """The session or the API key."""
+    action: str = Field(max_length=64)
+    outcome: str = Field(max_length=16)
+    target: str | None = Field(default=None, max_length=200)
+    address: str | None = Field(default=None, max_length=45)
+    user_agent: str | None = Field(default=None, max_length=400)
+    request_id: str | None = Field(default=None, max_length=64)
+    details: Any = Field(sa_column=Column(JSON, nullable=False))

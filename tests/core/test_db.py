@@ -1,7 +1,6 @@
 """The unit of work: its binding, what happens after the commit, and a database that goes away."""
 
 import asyncio
-import random
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, suppress
 from uuid import UUID
@@ -514,81 +513,7 @@ async def test_the_owner_must_not_serve(urls: DatabaseUrls) -> None:
     await owner.close()
 
 
-# -- all at once -------------------------------------------------------------------------------------------------------
-
-_SOAK_S = 3.0
-_TASKS = 20
-
-
-class _Soak:
-    """Work of two workspaces on two connections, with rollbacks, failed savepoints and cancellations."""
-
-    def __init__(self, database: Database, scopes: tuple[Scope, Scope], seed: int) -> None:
-        self.database = database
-        self.scopes = scopes
-        self.random = random.Random(seed)
-        self.reads = 0
-        self.cancelled = 0
-        self.wrong: list[str] = []
-
-    async def work(self, scope: Scope) -> None:
-        """One unit of work: it must see its own row, and no other."""
-        async with self.database.unit_of_work(scope) as unit:
-            await self.look(unit, scope)
-            if self.random.random() < 0.3:
-                await unit.session.commit()
-                await self.look(unit, scope)
-            if self.random.random() < 0.3:
-                savepoint = await unit.session.begin_nested()
-                await ask(unit, "1")
-                await savepoint.rollback()
-                await self.look(unit, scope)
-            if self.random.random() < 0.2:
-                await unit.session.rollback()
-                await self.look(unit, scope)
-            if self.random.random() < 0.1:
-                await ask(unit, "1 / 0")
-
-    async def look(self, unit: UnitOfWork, scope: Scope) -> None:
-        found = await seen(unit)
-        self.reads += 1
-        if found != [scope.workspace_id]:
-            self.wrong.append(f"{scope.workspace_id} saw {found}")
-
-    async def go(self, number: int, until: float) -> None:
-        loop = asyncio.get_running_loop()
-        while loop.time() < until:
-            work = asyncio.create_task(self.work(self.scopes[number % 2]))
-            if self.random.random() < 0.3:
-                loop.call_later(self.random.random() * 0.02, work.cancel)
-            try:
-                await work
-            except DBAPIError as error:
-                if "division by zero" not in str(error):
-                    raise
-            except asyncio.CancelledError:
-                self.cancelled += 1
-
-
-async def test_under_load_nobody_sees_a_foreign_row_or_misses_their_own(
-    urls: DatabaseUrls, database: Database, here: Scope, there: Scope
-) -> None:
-    for scope in (here, there):
-        await added(database, scope)
-    crowded = Database(urls, DatabaseSettings(pool_size=2, system_pool_size=1))
-    soak = _Soak(crowded, (here, there), seed=4711)
-    until = asyncio.get_running_loop().time() + _SOAK_S
-
-    await asyncio.gather(*(soak.go(number, until) for number in range(_TASKS)))
-
-    assert soak.wrong == []
-    assert soak.reads > 100
-    assert soak.cancelled > 10
-    assert "Checked out connections: 0" in crowded.app.pool.status()
-    for _ in range(2):
-        async with crowded.app.connect() as connection:
-            assert (await connection.execute(_SEEN)).all() == []
-    await crowded.close()
+# -- cut off anywhere -------------------------------------------------------------------------------------------------
 
 
 async def ask_in(database: Database, scope: Scope) -> None:

@@ -19,7 +19,6 @@ from parley.core.db import (
     DatabaseUrls,
     MissingScope,
     UnitOfWork,
-    _ScopedAsyncSession,
     check_runtime_roles,
 )
 from parley.core.embedded_postgres import EmbeddedPostgres
@@ -28,6 +27,7 @@ from parley.core.ids import new_id
 from parley.core.migrate import current_revision, head
 from parley.core.scope import Role, Scope
 from parley.core.settings import DatabaseSettings
+from parley.core.unit_of_work import ScopedAsyncSession
 
 _ADD = text(
     "INSERT INTO conversations (workspace_id, id, owner_id, assistant, shared, archived)"
@@ -152,7 +152,7 @@ async def test_without_a_scope_nothing_is_asked(database: Database) -> None:
     asked: list[str] = []
     event.listen(database.app.sync_engine, "before_cursor_execute", lambda *given: asked.append(given[2]))
 
-    async with _ScopedAsyncSession(database.app) as session:
+    async with ScopedAsyncSession(database.app) as session:
         session.sync_session.info.update(become=False)
         with pytest.raises(MissingScope):
             await session.exec(select(Conversation))
@@ -161,7 +161,7 @@ async def test_without_a_scope_nothing_is_asked(database: Database) -> None:
 
 
 async def test_what_only_looks_like_a_scope_is_none(database: Database, here: Scope) -> None:
-    async with _ScopedAsyncSession(database.app) as session:
+    async with ScopedAsyncSession(database.app) as session:
         session.sync_session.info.update(scope={"workspace_id": here.workspace_id}, become=False)
         with pytest.raises(MissingScope):
             await session.connection()

@@ -13,12 +13,13 @@ import pytest
 from sqlalchemy import event, text
 from sqlalchemy.exc import DBAPIError
 
-from parley.core.db import Database, DatabaseUrls, ScopedSession, UnitOfWork
+from parley.core.db import Database, DatabaseUrls, UnitOfWork
 from parley.core.errors import Unavailable
 from parley.core.ids import new_id
 from parley.core.pagination import PageRequest
 from parley.core.scope import Role, Scope
 from parley.core.settings import DatabaseSettings
+from parley.core.unit_of_work import ScopedSession
 from parley.tasks.repository import TaskRepository
 
 _TASKS = 50
@@ -199,7 +200,7 @@ async def test_a_workspace_that_is_set_for_the_session_is_noticed(
 ) -> None:
     """The same, with the binding outliving its transaction: the next one on the connection has it."""
     bind = "SELECT set_config('app.workspace_id', '{workspace}', false), set_config('app.user_id', '{user}', false)"
-    monkeypatch.setattr("parley.core.db._BIND", bind)
+    monkeypatch.setattr("parley.core.unit_of_work._BIND", bind)
 
     def forget(session: ScopedSession, _transaction: object, connection: object) -> None:
         # As if set when the session was opened: a transaction after a commit in between is not bound anew.

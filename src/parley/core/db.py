@@ -1,173 +1,51 @@
-"""The database: two engines, the unit of work, and the binding of the workspace to every transaction.
+"""The database of one process: its two engines, and where they connect.
 
 `parley_app` serves requests and is subject to row-level security; `parley_system` is for sign-in look-ups and for the
-log's own machinery. `after_begin` binds workspace and user with transaction scope, so a commit in between, a
-savepoint or a pooled connection can never carry them over (decision 0003).
+log's own machinery. Transactions are units of work (`unit_of_work.py`).
 """
 
 import asyncio
-import logging
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, cast
+from functools import partial
+from typing import Any
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 import asyncpg
 from sqlalchemy import event, text
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import AsyncAdaptedQueuePool
-from sqlmodel import Session
-from sqlmodel.ext.asyncio.session import AsyncSession
 
-from parley.core.errors import OutcomeUnknown, Unavailable
 from parley.core.scope import Scope
 from parley.core.settings import DatabaseSettings
+from parley.core.unit_of_work import (
+    APP_ROLE,
+    SYSTEM_ROLE,
+    BoundConnection,
+    MissingScope,
+    ScopedAsyncSession,
+    SystemAsyncSession,
+    Transaction,
+    UnitOfWork,
+    is_connection_lost,
+)
 
-logger = logging.getLogger(__name__)
+__all__ = [
+    "APP_ROLE",
+    "OWNER_ROLE",
+    "SYSTEM_ROLE",
+    "Database",
+    "DatabaseUrls",
+    "MissingScope",
+    "UnitOfWork",
+    "asyncpg_dsn",
+    "check_runtime_roles",
+    "is_connection_lost",
+]
 
-APP_ROLE = "parley_app"
-SYSTEM_ROLE = "parley_system"
 OWNER_ROLE = "parley_owner"
-
-_TURN_S = 2.0
-
-_BIND = "SELECT set_config('app.workspace_id', '{workspace}', true), set_config('app.user_id', '{user}', true)"
-_BECOME = "SELECT set_config('role', '{role}', true)"
-
-
-class MissingScope(Exception):
-    """A scoped session was opened without a scope: a fault in our code, found before the first query."""
-
-
-class BoundConnection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has no types
-    """A connection that sends what binds a transaction together with its BEGIN: one round trip for both.
-
-    `prologue` is for the next transaction only.
-    """
-
-    prologue = ""
-
-    async def execute(self, query: str, *args: Any, timeout: float | None = None) -> str:
-        """Execute, as asyncpg does; a BEGIN takes the prologue with it."""
-        if self.prologue and query.startswith("BEGIN"):
-            query, self.prologue = query + self.prologue, ""
-        status: str = await super().execute(query, *args, timeout=timeout)
-        return status
-
-
-class ScopedSession(Session):
-    """A session whose every transaction is bound to one workspace and user."""
-
-
-class SystemSession(Session):
-    """A session of the system role, which no workspace bounds."""
-
-
-class _ScopedAsyncSession(AsyncSession):
-    sync_session_class: type[Session] = ScopedSession
-
-
-class _SystemAsyncSession(AsyncSession):
-    sync_session_class: type[Session] = SystemSession
-
-
-@event.listens_for(ScopedSession, "after_begin")
-def _bind_scope(session: ScopedSession, _transaction: object, connection: Any) -> None:
-    scope = session.info.get("scope")
-    if not isinstance(scope, Scope):
-        raise MissingScope
-    # Two UUIDs, so the text holds nothing that a caller could have written.
-    prologue = _BIND.format(workspace=UUID(int=scope.workspace_id.int), user=UUID(int=scope.user_id.int))
-    if session.info["become"]:
-        prologue += "; " + _BECOME.format(role=APP_ROLE)
-    connection.connection.driver_connection.prologue = prologue
-
-
-@event.listens_for(SystemSession, "after_begin")
-def _become_system(session: SystemSession, _transaction: object, connection: Any) -> None:
-    if session.info["become"]:
-        connection.connection.driver_connection.prologue = _BECOME.format(role=SYSTEM_ROLE)
-
-
-@event.listens_for(ScopedSession, "after_rollback")
-@event.listens_for(SystemSession, "after_rollback")
-def _forget_actions(session: Session) -> None:
-    session.info["after_commit"].clear()
-
-
-class UnitOfWork:
-    """One transaction: it commits when the block ends well, then runs what was to happen after the commit."""
-
-    def __init__(self, session: AsyncSession) -> None:
-        self.session = session
-        # In the session, so that a rollback forgets what was to be announced.
-        self._after_commit: list[Callable[[], None]] = session.sync_session.info.setdefault("after_commit", [])
-
-    @property
-    def scope(self) -> Scope:
-        """The scope that the transaction is bound to. A unit of the system role has none: `MissingScope`."""
-        scope = self.session.info.get("scope")
-        if not isinstance(scope, Scope):
-            raise MissingScope
-        return scope
-
-    async def connection(self) -> AsyncConnection:
-        """Return the connection, its transaction begun and bound. Reads are Core statements on it."""
-        return await self.session.connection()
-
-    async def driver(self) -> asyncpg.Connection:
-        """Return asyncpg's own connection inside the same transaction, for the paths that are written in SQL."""
-        raw = await (await self.session.connection()).get_raw_connection()
-        adapter: Any = raw.dbapi_connection
-        # SQLAlchemy sends BEGIN with the first statement that it executes itself; here it may not execute any.
-        if adapter._transaction is None:
-            try:
-                await adapter._start_transaction()
-            except adapter.dbapi.Error as error:
-                raise (error.__cause__ or error) from None
-        return cast("asyncpg.Connection", raw.driver_connection)
-
-    def after_commit(self, action: Callable[[], None]) -> None:
-        """Run `action` right after the commit, before anything else can be awaited. It must not fail or block."""
-        self._after_commit.append(action)
-
-    async def _finish(self) -> None:
-        try:
-            await self.session.commit()
-        except (SQLAlchemyError, OSError) as error:
-            if is_connection_lost(error):
-                raise OutcomeUnknown(retry_after_s=1) from error
-            raise
-        for action in self._after_commit:
-            action()
-
-
-def is_connection_lost(error: BaseException) -> bool:
-    """Whether the database is away, as opposed to having refused a statement."""
-    if isinstance(error, DBAPIError):
-        if error.connection_invalidated:
-            return True
-        error = error.orig.__cause__ or error.orig if error.orig is not None else error
-    if isinstance(error, asyncpg.InterfaceError):
-        # asyncpg says the same of a connection that is gone and of an argument that does not fit.
-        return "closed" in str(error) or "released" in str(error)
-    return isinstance(
-        error,
-        ConnectionError
-        | TimeoutError
-        | PoolTimeout
-        | asyncpg.CannotConnectNowError
-        | asyncpg.PostgresConnectionError
-        | asyncpg.InternalClientError
-        | asyncpg.AdminShutdownError
-        | asyncpg.CrashShutdownError
-        | asyncpg.TooManyConnectionsError,
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,11 +145,25 @@ class Database:
         # First come, first served: SQLAlchemy's pool lets a newcomer pass those who wait, for seconds under load.
         self._app_turns = asyncio.Semaphore(settings.pool_size)
         self._system_turns = asyncio.Semaphore(settings.system_pool_size)
+        self._listeners: dict[str, list[Callable[[Any], None]]] = {}
 
     async def close(self) -> None:
         """Close every pooled connection."""
         await self.app.dispose()
         await self.system.dispose()
+
+    def listen(self, name: str, listener: Callable[[Any], None]) -> Callable[[], None]:
+        """Call `listener` with each value signalled by a unit that has committed; it must not fail or block.
+
+        Returns how to stop.
+        """
+        self._listeners.setdefault(name, []).append(listener)
+        return partial(self._listeners[name].remove, listener)
+
+    def tell(self, name: str, value: object) -> None:
+        """Hand a value to those who listen to `name`. Units do it after their commit."""
+        for listener in list(self._listeners.get(name, ())):
+            listener(value)
 
     def unit_of_work(self, scope: Scope, *, snapshot: bool = False) -> AbstractAsyncContextManager[UnitOfWork]:
         """Open a transaction bound to a scope.
@@ -279,16 +171,14 @@ class Database:
         `snapshot`: REPEATABLE READ and read-only, for a state that several statements read together.
         Raises `Unavailable` when the database is away, `OutcomeUnknown` when it went away in COMMIT.
         """
-        engine = self.app.execution_options(isolation_level="REPEATABLE READ") if snapshot else self.app
-        session = _ScopedAsyncSession(engine, expire_on_commit=False, autoflush=False)
-        session.sync_session.info.update(scope=scope, become=self.urls.become)
-        return _Transaction(session, self._app_turns)
+        info = {"scope": scope, "become": self.urls.become}
+        unit = UnitOfWork(self.app, ScopedAsyncSession, info, tell=self.tell, snapshot=snapshot)
+        return Transaction(unit, self._app_turns)
 
     def system_unit_of_work(self) -> AbstractAsyncContextManager[UnitOfWork]:
         """Open a transaction of the system role. Only classes named `Unscoped…` and the log's machinery may."""
-        session = _SystemAsyncSession(self.system, expire_on_commit=False, autoflush=False)
-        session.sync_session.info.update(become=self.urls.become)
-        return _Transaction(session, self._system_turns)
+        unit = UnitOfWork(self.system, SystemAsyncSession, {"become": self.urls.become}, tell=self.tell)
+        return Transaction(unit, self._system_turns)
 
     async def connect_system(self) -> asyncpg.Connection:
         """Return an own, unpooled connection of the system role; the caller closes it."""
@@ -296,72 +186,6 @@ class Database:
         if self.urls.become:
             await connection.execute(f"SET ROLE {SYSTEM_ROLE}")
         return connection
-
-
-# All that asyncpg and SQLAlchemy raise: `InternalClientError` is in none of asyncpg's families.
-_DATABASE_ERRORS = (
-    SQLAlchemyError,
-    asyncpg.PostgresError,
-    asyncpg.InterfaceError,
-    asyncpg.InternalClientError,
-    OSError,
-    TimeoutError,
-)
-
-
-class _Transaction:
-    """The block of a unit of work: a turn at the pool, a session, and the commit or what comes instead.
-
-    A class and not a chain of generators: it is entered for every request.
-    """
-
-    __slots__ = ("_session", "_turns", "_unit")
-
-    def __init__(self, session: AsyncSession, turns: asyncio.Semaphore) -> None:
-        self._session = session
-        self._turns = turns
-        self._unit = UnitOfWork(session)
-
-    async def __aenter__(self) -> UnitOfWork:
-        if self._turns.locked():
-            # Not for long: a caller is better told than kept.
-            try:
-                async with asyncio.timeout(_TURN_S):
-                    await self._turns.acquire()
-            except TimeoutError:
-                raise Unavailable("The database is busy.", retry_after_s=1) from None
-        else:
-            await self._turns.acquire()
-        return self._unit
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        try:
-            if error is None:
-                try:
-                    await self._unit._finish()
-                except BaseException as failed:
-                    await self._settle(failed)
-                    raise
-            else:
-                await self._settle(error)
-        finally:
-            try:
-                await self._session.close()
-            finally:
-                self._turns.release()
-
-    async def _settle(self, error: BaseException) -> None:
-        """Keep a connection that cannot be used any more out of the pool, and say so if the database is away."""
-        if isinstance(error, asyncio.CancelledError):
-            # Cut off in BEGIN, a connection is in a transaction that nobody knows of: what comes next on it would be
-            # a savepoint, and never be committed.
-            await asyncio.shield(self._session.invalidate())
-        elif isinstance(error, _DATABASE_ERRORS) and is_connection_lost(error):
-            # What went past SQLAlchemy has told it nothing.
-            await self._session.invalidate()
-            raise Unavailable("The database is not available.", retry_after_s=2) from error
 
 
 async def check_runtime_roles(database: Database) -> Sequence[str]:

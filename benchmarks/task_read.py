@@ -139,12 +139,13 @@ async def _round(port: int, requests: list[bytes], seconds: float) -> tuple[list
 
 async def client(specification: dict[str, Any]) -> dict[str, Any]:
     """Load the targets in turns."""
-    head = f"Host: 127.0.0.1\r\nAuthorization: Bearer {specification['token']}\r\nAccept: application/json\r\n\r\n"
     found: list[dict[str, Any]] = []
     for _ in specification["targets"]:
         found.append({"rates": [], "cpu_us": [], "took": [], "wrong": 0})
     for number in range(specification["rounds"] + 1):
         for target, result in zip(specification["targets"], found, strict=True):
+            token = target.get("token", specification["token"])
+            head = f"Host: 127.0.0.1\r\nAuthorization: Bearer {token}\r\nAccept: application/json\r\n\r\n"
             requests = [f"GET {path} HTTP/1.1\r\n{head}".encode() for path in target["paths"]]
             before = cpu_s(target["pid"])
             took, wrong, seconds = await _round(target["port"], requests, _ROUND_S)

@@ -3,6 +3,8 @@
 import asyncio
 import ipaddress
 import itertools
+import logging
+import os
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -21,6 +23,7 @@ from parley.core.embedded_postgres import EmbeddedPostgres
 from parley.core.migrate import upgrade
 from parley.core.settings import DatabaseSettings, Environment, LogSettings, Settings, load_settings
 from parley.main import create_app
+from tests.canaries import CanaryHandler, secrets_in_tables
 
 _numbers = itertools.count(1)
 
@@ -38,6 +41,16 @@ def network_closed_but_loopback() -> Iterator[None]:
     socket.socket.connect = connect  # type: ignore[assignment, method-assign]  # the guard itself
     yield
     socket.socket.connect = original  # type: ignore[method-assign]  # as above
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_secret_in_any_log() -> Iterator[None]:
+    """No log line of the whole run holds a password or a token once it is written as production writes it."""
+    handler = CanaryHandler()
+    logging.getLogger().addHandler(handler)
+    yield
+    logging.getLogger().removeHandler(handler)
+    assert handler.found == []
 
 
 @pytest.fixture(scope="session")
@@ -84,7 +97,14 @@ class TestDatabases:
         return urls_of(self.postgres, name)
 
     async def drop(self, urls: DatabaseUrls) -> None:
-        """Remove a clone."""
+        """Remove a clone. In CI, look first whether a secret stands in any of its tables."""
+        if os.environ.get("PARLEY_CI"):
+            inside = await asyncpg.connect(self.postgres.admin_url(urls.name))
+            try:
+                found = await secrets_in_tables(inside)
+            finally:
+                await inside.close()
+            assert found == []
         admin = await asyncpg.connect(self.postgres.admin_url())
         try:
             name = urls.name

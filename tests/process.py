@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.canaries import secrets_in_files
+
 
 @dataclass
 class ServerProcess:
@@ -73,3 +75,5 @@ def server_process(data_dir: Path, **environment: str) -> Iterator[ServerProcess
     finally:
         if server.process.poll() is None:
             server.kill()
+    # Whatever was done with it: nothing that lets anyone in stands in what it wrote.
+    assert secrets_in_files(server.log, data_dir / "logs") == []

@@ -45,7 +45,8 @@ def upgrade() -> None:
         WHERE dedupe_key IS NOT NULL
         """
     )
-    op.execute("CREATE INDEX ix_jobs_due ON jobs (workspace_id, run_at) WHERE status IN ('queued', 'running')")
+    op.execute("CREATE INDEX ix_jobs_due ON jobs (workspace_id, run_at) WHERE status = 'queued'")
+    op.execute("CREATE INDEX ix_jobs_running ON jobs (workspace_id, lease_until) WHERE status = 'running'")
     op.execute("CREATE INDEX ix_jobs_user_id ON jobs (workspace_id, user_id, id)")
     protect_tenant_table(
         op.execute,

@@ -38,6 +38,13 @@ def upgrade() -> None:
     protect_tenant_table(
         op.execute, "api_keys", owner="user_id", app="SELECT, INSERT, UPDATE", system="SELECT, UPDATE, DELETE"
     )
+    # A ticket stands for the credential that asked for it: a session, an API key, or another issuer's token.
+    op.execute(
+        """
+        ALTER TABLE realtime_tickets
+            ADD COLUMN key_id uuid, ADD COLUMN issuer varchar(64), ADD COLUMN subject varchar(255)
+        """
+    )
     op.execute(
         """
         CREATE TABLE invitations (
@@ -70,4 +77,5 @@ def upgrade() -> None:
 def downgrade() -> None:
     """Take back."""
     op.execute("DROP TABLE invitations")
+    op.execute("ALTER TABLE realtime_tickets DROP COLUMN key_id, DROP COLUMN issuer, DROP COLUMN subject")
     op.execute("DROP TABLE api_keys")

@@ -34,7 +34,7 @@ def upgrade() -> None:
         "idempotency_keys",
         owner="user_id",
         app="SELECT, INSERT, UPDATE, DELETE",
-        system="SELECT, DELETE",
+        system="SELECT, INSERT, UPDATE, DELETE",
     )
 
 

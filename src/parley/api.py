@@ -1,15 +1,26 @@
 """The whole HTTP surface on one page."""
 
+from typing import Any
+
 from fastapi import APIRouter, FastAPI
+from fastapi.dependencies.utils import get_flat_params
 from fastapi.routing import APIRoute
 
 from parley.chat.router import router as chat
-from parley.core.scope import PERMISSION_KEY
+from parley.core.envelope import ErrorEnvelope
+from parley.core.scope import PERMISSION_KEY, PUBLIC
 from parley.core.service_router import router as service
-from parley.identity.router import auth_router, me_router
+from parley.identity.api_key_router import router as api_keys
+from parley.identity.invitation_router import router as invitations
+from parley.identity.me_router import router as me
+from parley.identity.password_router import router as passwords
+from parley.identity.router import auth_router
+from parley.jobs.router import router as jobs
 from parley.realtime.router import router as realtime
 from parley.tasks.router import router as tasks
 from parley.tasks.router import user_router as user_tasks
+from parley.tenancy.router import audit_router as audit
+from parley.tenancy.router import router as workspaces
 
 API_PREFIX = "/api/v1"
 
@@ -23,13 +34,48 @@ _ROUTERS: tuple[tuple[str, APIRouter, bool], ...] = (
     (API_PREFIX, tasks, True),
     (API_PREFIX, chat, True),
     (API_PREFIX, auth_router, True),
-    (API_PREFIX, me_router, True),
+    (API_PREFIX, passwords, True),
+    (API_PREFIX, me, True),
+    (API_PREFIX, api_keys, True),
+    (API_PREFIX, workspaces, True),
+    (API_PREFIX, invitations, True),
+    (API_PREFIX, audit, True),
+    (API_PREFIX, jobs, True),
     (API_PREFIX, realtime, True),
     ("", service, True),
     # Some clients write the sign-up below /v1, and the tasks below /api/{user_id}.
     ("/v1", auth_router, False),
+    ("/v1", passwords, False),
     ("/api", user_tasks, True),
 )
+
+
+# How any route may refuse, beside what it says itself.
+_REFUSALS: dict[int, str] = {
+    400: "The body is not JSON",
+    401: "No credential, or one that does not hold",
+    403: "The credential does not have the permission",
+    404: "Absent, or not the caller's to see",
+    413: "The body is too large",
+    422: "A parameter or a field does not hold; `details.field` says which",
+    429: "Over a limit; see Retry-After",
+    500: "A fault of ours",
+    503: "A part that is needed is away; see Retry-After",
+}
+
+
+def _refusals(route: APIRoute) -> dict[int | str, dict[str, Any]]:
+    """Return the refusals that a route's shape brings along, for the document."""
+    statuses = {429, 500, 503}
+    if (route.openapi_extra or {}).get(PERMISSION_KEY) != PUBLIC[PERMISSION_KEY]:
+        statuses |= {401, 403}
+    if route.body_field is not None:
+        statuses |= {400, 413, 422}
+    if "{" in route.path:
+        statuses |= {404, 422}
+    if get_flat_params(route.dependant):
+        statuses |= {422}
+    return {status: {"model": ErrorEnvelope, "description": _REFUSALS[status]} for status in sorted(statuses)}
 
 
 def install_routes(app: FastAPI) -> None:
@@ -56,7 +102,7 @@ def install_routes(app: FastAPI) -> None:
                 status_code=route.status_code,
                 response_model=route.response_model,
                 response_class=route.response_class,
-                responses=route.responses,
+                responses={**_refusals(route), **route.responses},
                 dependencies=route.dependencies,
                 openapi_extra=route.openapi_extra,
                 include_in_schema=documented and route.include_in_schema,

@@ -3,32 +3,56 @@
 import logging
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import timedelta
 
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 
 from parley.api import API_PREFIX, install_routes
 from parley.chat.channels import ConversationChannel, UserChannel
+from parley.chat.personal_data import ChatData
 from parley.chat.setup import build_chat
-from parley.core.db import Database, DatabaseUrls, check_runtime_roles
+from parley.core.api_limits import ApiLimits
+from parley.core.db import Database, DatabaseUrls, check_runtime_roles, check_version
 from parley.core.error_handlers import install_error_handlers
 from parley.core.http import create_http_client
+from parley.core.idempotency import clean_idempotency_keys
+from parley.core.mail import build_mailer
 from parley.core.middleware import CorsMiddleware, GuardMiddleware, RequestIdMiddleware
 from parley.core.migrate import current_revision, head
+from parley.core.proxies import ProxyMiddleware, parse_networks
+from parley.core.rate_limits import RateLimits
+from parley.core.revocations import Revocations
 from parley.core.secrets import load_secrets
+from parley.core.security_headers import SecurityHeaders
 from parley.core.service_router import install_documents
 from parley.core.settings import Settings, SettingsInvalid
+from parley.identity import background as identity_background
+from parley.identity.cookies import Cookies
+from parley.identity.invitations import Invitations
+from parley.identity.mails import Mails
+from parley.identity.people import build_people
+from parley.identity.personal_data import IdentityData
+from parley.identity.session_repository import leave_workspace as move_sessions
 from parley.identity.setup import build_identity
+from parley.jobs.cleaning import Cleaner
+from parley.jobs.personal_data import JobData
+from parley.jobs.setup import build_jobs
 from parley.llm.prompts import PromptLibrary
 from parley.llm.registry import ModelRegistry
 from parley.realtime.bus import Bus
 from parley.realtime.channels import Channels, ChannelSource
 from parley.realtime.log import LogReader
+from parley.realtime.personal_data import RealtimeData
+from parley.realtime.personal_data import leave_workspace as stop_replies
 from parley.realtime.router import socket_route
 from parley.realtime.service import Realtime
-from parley.realtime.tickets import Tickets
+from parley.realtime.tickets import Tickets, clean_tickets
 from parley.tasks.channels import TasksChannel
+from parley.tasks.personal_data import TaskData
 from parley.tasks.tools import TOOLS as TASK_TOOLS
+from parley.tenancy.personal_data import TenancyData
+from parley.tenancy.workspaces import WorkspaceService
 from parley.usage.service import UsageService
 from parley.web import install_web
 
@@ -38,6 +62,9 @@ DESCRIPTION = """A self-hosted, multi-tenant backend for AI products.
 
 Sign up or in for an access token, then press **Authorize**. Live channels are on the WebSocket at
 `/api/v1/realtime` (subprotocol `parley.v1`), and as server-sent events below."""
+
+# What every module has of people, in the order of erasure: the account itself comes last.
+PERSONAL_DATA = (ChatData(), TaskData(), RealtimeData(), JobData(), TenancyData(), IdentityData())
 
 
 class SchemaNotCurrent(Exception):
@@ -79,10 +106,26 @@ def create_app(settings: Settings) -> FastAPI:
         allow_origin_regex=None if settings.is_production else r"https?://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?",
         allow_credentials=True,
         allow_methods=["GET", "POST", "PUT", "PATCH", "DELETE"],
-        allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID", "X-Request-ID"],
-        expose_headers=["X-Request-ID", "X-Total-Count", "Retry-After", "Location"],
+        allow_headers=[
+            "Authorization",
+            "Content-Type",
+            "Idempotency-Key",
+            "Last-Event-ID",
+            "X-Parley-Session",
+            "X-Request-ID",
+        ],
+        expose_headers=[
+            "X-Request-ID",
+            "X-Total-Count",
+            "Retry-After",
+            "Location",
+            "Idempotent-Replayed",
+            "RateLimit",
+            "RateLimit-Policy",
+        ],
     )
-    app.add_middleware(RequestIdMiddleware)
+    app.add_middleware(RequestIdMiddleware, security=SecurityHeaders(https=settings.base_url.startswith("https:")))
+    app.add_middleware(ProxyMiddleware, trusted=parse_networks(settings.trusted_proxies))
     return app
 
 
@@ -96,14 +139,58 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         app.state.database = database
         app.state.schema_revision = head()
 
-        identity = build_identity(database, settings, load_secrets(settings))
+        revocations = app.state.revocations = Revocations(database)
+        limits = app.state.rate_limits = RateLimits(enabled=settings.rate_limits == "on", redis_url=settings.redis_url)
+        stack.push_async_callback(limits.close)
+        app.state.api_limits = ApiLimits(limits, settings.limits)
+        identity = build_identity(database, settings, load_secrets(settings), revocations=revocations, limits=limits)
         stack.push_async_callback(identity.close)
+        app.state.passwords = identity.password_service
+        app.state.cookies = Cookies.from_settings(settings)
         app.state.identity = identity.service
-        app.state.authenticator = identity.authenticator
+        app.state.authenticator = identity.bearer
+        app.state.api_keys = identity.api_keys
 
         http = create_http_client()
         stack.push_async_callback(http.aclose)
         bus = Bus(database, settings.realtime)
+        tickets = Tickets(database, identity.bearer, life_s=settings.realtime.ticket_s)
+        app.state.workspaces = WorkspaceService(database, revocations, leaving=[move_sessions, stop_replies])
+        invitations = app.state.invitations = Invitations(
+            database, identity.invitation_hash, life=timedelta(days=settings.auth.invitation_days)
+        )
+        mailer = app.state.mailer = getattr(app.state, "mailer", None) or build_mailer(settings)
+        mails = Mails(
+            database,
+            mailer,
+            identity.one_time_tokens,
+            invitations,
+            base_url=settings.base_url,
+            settings=settings.auth,
+        )
+        people = build_people(
+            database,
+            PERSONAL_DATA,
+            settings=settings,
+            confirm=identity.password_service.confirm,
+            revocations=revocations,
+            mailer=mailer,
+        )
+        app.state.exports, app.state.erasures = people.exports, people.erasures
+        identity.service.erasures = people.erasures
+        jobs = build_jobs(
+            database=database,
+            publisher=bus,
+            settings=settings.job,
+            types=[*people.job_types, *mails.job_types()],
+            cleaners=[
+                Cleaner("idempotency_keys", clean_idempotency_keys),
+                Cleaner("realtime_tickets", clean_tickets),
+                *identity_background.cleaners(),
+            ],
+            periodic=people.periodics,
+        )
+        app.state.jobs = jobs
         chat = build_chat(
             database=database,
             bus=bus,
@@ -111,13 +198,14 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
             prompts=app.state.prompts,
             tools=TASK_TOOLS,
             settings=settings,
+            limits=app.state.api_limits,
         )
-        sources: list[ChannelSource] = [ConversationChannel(bus), UserChannel(bus), TasksChannel()]
+        sources: list[ChannelSource] = [ConversationChannel(bus), UserChannel(bus, jobs.registry), TasksChannel()]
         app.state.chat = chat
         app.state.realtime = Realtime(
             settings=settings.realtime,
-            authenticator=identity.authenticator,
-            tickets=Tickets(database, identity.authenticator, life_s=settings.realtime.ticket_s),
+            authenticator=identity.bearer,
+            tickets=tickets,
             channels=Channels(database, sources),
             bus=bus,
             log=LogReader(database),
@@ -125,11 +213,15 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
             allow_loopback_origins=not settings.is_production,
             handlers=chat.frame_handlers,
         )
-        identity.authenticator.on_revoked = app.state.realtime.revoke
+        revocations.subscribe(app.state.realtime.revoke, reset=app.state.realtime.look_at_everything)
+        await revocations.start()
+        stack.push_async_callback(revocations.close)
         bus.start()
         stack.push_async_callback(bus.close)
         await chat.start()
         stack.push_async_callback(chat.close, drain_s=settings.realtime.drain_s)
+        await jobs.dispatcher.start()
+        stack.push_async_callback(jobs.dispatcher.close)
         yield
 
 
@@ -137,5 +229,7 @@ async def _check_database(database: Database, settings: Settings) -> None:
     revision = await current_revision(database)
     if revision != head():
         raise SchemaNotCurrent(f"The schema is at {revision}, this version needs {head()}: run `parley db upgrade`.")
+    if (fault := await check_version(database)) is not None:
+        logger.warning(fault)
     if settings.is_production and (problems := await check_runtime_roles(database)):
         raise SettingsInvalid("These database roles must not serve:\n  " + "\n  ".join(problems))

@@ -63,15 +63,48 @@ def _calls(tree: ast.AST) -> Iterator[ast.Call]:
 # -- scope ---------------------------------------------------------------------------------------------------------
 
 # Who works before there is a scope, or for all workspaces at once.
-UNSCOPED_USERS = {"identity/service.py", "identity/authenticator.py", "tenancy/service.py"}
-SYSTEM_ROLE_USERS = {
-    "core/db.py",
-    "identity/service.py",
+UNSCOPED_USERS = {
+    "cli/operating.py",
+    "identity/api_keys.py",
     "identity/authenticator.py",
+    "identity/invitations.py",
+    "identity/mails.py",
+    "identity/operators.py",
+    "identity/password_service.py",
+    "identity/service.py",
+    "identity/sessions.py",
+    "jobs/inprocess.py",
+    "tenancy/service.py",
+    "tenancy/workspaces.py",
+}
+SYSTEM_ROLE_USERS = {
     "chat/background.py",
+    "core/db.py",
+    "core/idempotency.py",
+    "core/revocations.py",
+    "identity/api_keys.py",
+    "identity/authenticator.py",
+    "identity/background.py",
+    "identity/erasures.py",
+    "identity/exports.py",
+    "identity/invitations.py",
+    "identity/mails.py",
+    "identity/operators.py",
+    "identity/password_service.py",
+    "identity/personal_data.py",
+    "identity/service.py",
+    "identity/sessions.py",
+    "jobs/background.py",
+    "jobs/inprocess.py",
+    "jobs/personal_data.py",
+    "jobs/schedule.py",
     "realtime/bus.py",
+    "realtime/personal_data.py",
     "realtime/tick.py",
     "realtime/tickets.py",
+    "tenancy/operators.py",
+    "tenancy/personal_data.py",
+    "tenancy/workspaces.py",
 }
 # A connection straight from an engine is bound to no workspace.
 ENGINE_USERS = {"core/db.py", "core/migrate.py"}

@@ -20,6 +20,7 @@ from tests.architecture.worlds import (
     Person,
     Things,
     World,
+    add_person,
     fill,
     in_one_task,
     socket_of,
@@ -38,11 +39,18 @@ class Slot:
 
     of: str
     status: int | None = 404
+    required: bool = False
+    """The body must have it."""
 
 
 CONVERSATION, MESSAGE, REPLY, TASK = Slot("conversation"), Slot("message"), Slot("reply"), Slot("task")
+JOB = Slot("job")
+EXPORT = Slot("export")
 USER_IN_PATH = Slot("user", status=401)  # as seed 004 has it
+API_KEY = Slot("api_key")
 CHANNEL = Slot("channel")
+SESSION, INVITATION = Slot("session"), Slot("invitation")
+WORKSPACE, MEMBER = Slot("workspace"), Slot("user")
 
 
 @dataclass(frozen=True)
@@ -54,6 +62,12 @@ class Recipe:
     headers: Mapping[str, str] = field(default_factory=dict)
     public: bool = False
     lists: bool = False
+    ends_caller: bool = False
+    """It ends the caller's account or sessions, so it is called by someone who came for it."""
+    of_workspace: bool = False
+    """What it shows or changes is every colleague's business: only those of other workspaces are kept out."""
+    refused: tuple[int, ...] = ()
+    """How it may be refused to its own caller, for a reason that is not the id."""
 
 
 def _task() -> dict[str, Any]:
@@ -69,10 +83,51 @@ RECIPES: dict[str, Recipe] = {
     "sign_in": Recipe(body=lambda: {"email": "nobody@example.com", "password": "a walk 1842"}, public=True),
     "refresh_session": Recipe(body=lambda: {"refresh_token": "parley_rt_x"}, public=True),
     "sign_out": Recipe(body=lambda: {"refresh_token": "parley_rt_x"}, public=True),
+    "forgot_password": Recipe(body=lambda: {"email": "nobody@example.com"}, public=True),
+    "reset_password": Recipe(
+        body=lambda: {"token": "parley_ot_x", "password": "a walk 1842", "confirmPassword": "a walk 1842"}, public=True
+    ),
+    "verify_email": Recipe(body=lambda: {"token": "parley_ot_x"}, public=True),
+    "resend_confirmation": Recipe(body=lambda: {"email": "nobody@example.com"}, public=True),
+    "change_password": Recipe(
+        body=lambda: {
+            "current_password": "correct horse 1",
+            "password": "correct horse 2",
+            "confirmPassword": "correct horse 2",
+        },
+        ends_caller=True,
+    ),
+    "switch_workspace": Recipe({"workspace_id": replace(WORKSPACE, required=True)}, of_workspace=True),
+    "list_sessions": Recipe(),
+    "delete_sessions": Recipe(ends_caller=True),
+    "delete_session": Recipe({"session_id": SESSION}, ends_caller=True),
+    "list_workspaces": Recipe(),
+    "create_workspace": Recipe(body=lambda: {"name": "Another"}),
+    "get_workspace": Recipe({"workspace_id": WORKSPACE}, of_workspace=True),
+    "update_workspace": Recipe({"workspace_id": WORKSPACE}, body=lambda: {"name": "Renamed"}, of_workspace=True),
+    # Their only one, so it may not go; tests/tenancy has the rest.
+    "delete_workspace": Recipe({"workspace_id": WORKSPACE}, of_workspace=True, ends_caller=True, refused=(409,)),
+    "list_members": Recipe({"workspace_id": WORKSPACE}, of_workspace=True),
+    "update_member": Recipe(
+        {"workspace_id": WORKSPACE, "user_id": MEMBER}, body=lambda: {"role": "owner"}, of_workspace=True
+    ),
+    "remove_member": Recipe(
+        {"workspace_id": WORKSPACE, "user_id": MEMBER}, of_workspace=True, ends_caller=True, refused=(409,)
+    ),
+    "list_invitations": Recipe({"workspace_id": WORKSPACE}, of_workspace=True),
+    "create_invitation": Recipe(
+        {"workspace_id": WORKSPACE}, body=lambda: {"email": f"{new_id()}@example.com"}, of_workspace=True
+    ),
+    "revoke_invitation": Recipe({"workspace_id": WORKSPACE, "invitation_id": INVITATION}, of_workspace=True),
+    "accept_invitation": Recipe(body=lambda: {"token": "parley_in_x"}, refused=(422,)),
+    "list_audit_events": Recipe({"user_id": Slot("user", status=None)}, of_workspace=True),
     "get_liveness": Recipe(public=True),
     "get_readiness": Recipe(public=True),
     "get_me": Recipe(),
     "update_me": Recipe(body=lambda: {"name": "Someone"}),
+    "delete_me": Recipe(body=lambda: {"current_password": "correct horse 1"}, ends_caller=True),
+    "request_export": Recipe(),
+    "fetch_export": Recipe({"export_id": EXPORT}),
     "list_models": Recipe(),
     "list_conversations": Recipe(lists=True),
     "create_conversation": Recipe(body=lambda: {"title": "New"}),
@@ -87,8 +142,13 @@ RECIPES: dict[str, Recipe] = {
         headers={"Accept": "text/event-stream"},
     ),
     "cancel_reply": Recipe({"reply_id": REPLY}),
+    "list_api_keys": Recipe(lists=True),
+    "create_api_key": Recipe(body=lambda: {"name": "Import"}),
+    "revoke_api_key": Recipe({"key_id": API_KEY}),
     "create_realtime_ticket": Recipe(),
     "stream_channel_events": Recipe({"channel": CHANNEL}),
+    "list_jobs": Recipe(lists=True),
+    "get_job": Recipe({"job_id": JOB}),
     "list_tasks": Recipe(lists=True),
     "create_task": Recipe(body=_task),
     "get_task": Recipe({"task_id": TASK}),
@@ -195,8 +255,8 @@ async def call(
     for name, slot in recipe.slots.items():
         if others and name in others:
             given[operation.slots[name]][name] = others[name]
-        elif operation.slots[name] == "path":
-            given["path"][name] = _value(caller.things, slot)
+        elif operation.slots[name] == "path" or slot.required:
+            given[operation.slots[name]][name] = _value(caller.things, slot)
     body = given["body"] | (more or {})
     # A stream that should have been refused has no end.
     async with asyncio.timeout(_PATIENCE_S):
@@ -220,7 +280,7 @@ def _told(answer: httpx.Response) -> tuple[int, Any, dict[str, str]]:
 
 def _leaks(text: str, other: Things) -> list[str]:
     """Return what of someone else's stands in a text. The workspace's own id may be the reader's too."""
-    ids = {str(getattr(other, name)) for name in ("user", "conversation", "message", "reply", "task")}
+    ids = set(other) - {str(other.workspace)}
     return sorted(word for word in {MARKER, *ids} if word in text)
 
 
@@ -249,6 +309,10 @@ async def world(
         yield made
 
 
+def _intruders(world: World, recipe: Recipe) -> tuple[Person, ...]:
+    return (world.bob,) if recipe.of_workspace else world.intruders
+
+
 def test_every_operation_has_a_recipe(world: World) -> None:
     served = {id_: set(operation.slots) for id_, operation in operations(world.app).items()}
 
@@ -264,7 +328,7 @@ def test_every_channel_and_frame_has_a_recipe(world: World) -> None:
 async def test_someone_elses_id_is_as_absent_as_a_random_one(world: World, id: str, slot: str) -> None:
     of = RECIPES[id].slots[slot]
     before = await world.rows()
-    for intruder in world.intruders:
+    for intruder in _intruders(world, RECIPES[id]):
         answer = await call(world.app, id, intruder, others={slot: _value(world.alice.things, of)})
         random = await call(world.app, id, intruder, others={slot: _value(Things.random(), of)})
 
@@ -279,16 +343,18 @@ async def test_someone_elses_id_is_as_absent_as_a_random_one(world: World, id: s
 @pytest.mark.parametrize("id", OWN_CALLS)
 async def test_with_ones_own_ids_it_works_and_touches_nothing_of_others(world: World, id: str) -> None:
     """So the refusals elsewhere are for the id and for nothing else."""
-    for intruder in world.intruders:
+    for intruder in _intruders(world, RECIPES[id]):
         person = intruder
-        if operations(world.app)[id].method == "DELETE":
+        if RECIPES[id].ends_caller:
+            person = await add_person(world.app, f"guest-of-{intruder.name}-{new_id()}", "guest's")
+        elif operations(world.app)[id].method == "DELETE":
             own = intruder.things
             spent = await fill(intruder.http, "to spend", user=own.user, workspace=own.workspace, cid=new_id())
             person = replace(intruder, things=spent)
         before = {row for row in await world.rows() if any(word in row[1] for word in _ids_of(world.alice))}
         answer = await call(world.app, id, person)
 
-        assert answer.is_success, (person.name, answer.text)
+        assert answer.is_success or answer.status_code in RECIPES[id].refused, (person.name, answer.text)
         assert _leaks(answer.text, world.alice.things) == []
         assert before - await world.rows() == set()
 
@@ -306,7 +372,13 @@ async def test_lists_hold_the_callers_rows_and_no_others(world: World, id: str) 
     for intruder in world.intruders:
         theirs = await call(world.app, id, intruder)
         assert theirs.status_code == 200
-        assert str(intruder.things.conversation if "conversation" in id else intruder.things.task) in theirs.text
+        things = intruder.things
+        own = {
+            "list_conversations": things.conversation,
+            "list_api_keys": things.api_key,
+            "list_jobs": things.job,
+        }
+        assert str(own.get(id, things.task)) in theirs.text
         assert _leaks(theirs.text, world.alice.things) == []
 
 

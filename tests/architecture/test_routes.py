@@ -14,7 +14,9 @@ from parley.core.scope import CurrentScope, Scope, current_scope
 from parley.core.settings import load_settings
 from parley.main import create_app
 
-_TOKENS = ("signup", "signin", "refresh", "signout")
+_TOKENS = (
+    "signup", "signin", "refresh", "signout", "password/forgot", "password/reset", "email/verify", "email/resend",
+)  # fmt: skip
 
 # Who has no credential yet, who gives one up, and who only wants to know whether the service is there.
 PUBLIC = {
@@ -29,9 +31,9 @@ PUBLIC = {
 
 _AREAS = """
 POST auth/signup | POST auth/signin | POST auth/refresh | POST auth/signout | POST auth/switch
-GET auth/sessions | DELETE auth/sessions/{} | POST auth/password/change | POST auth/password/forgot
+GET auth/sessions | DELETE auth/sessions | DELETE auth/sessions/{} | POST auth/password/change | POST auth/password/forgot
 POST auth/password/reset | POST auth/email/verify | POST auth/email/resend
-GET me | PATCH me | DELETE me | POST me/export
+GET me | PATCH me | DELETE me | POST me/export | GET me/exports/{}
 GET workspaces | POST workspaces | GET workspaces/{} | PATCH workspaces/{} | DELETE workspaces/{}
 GET workspaces/{}/members | PATCH workspaces/{}/members/{} | DELETE workspaces/{}/members/{}
 GET workspaces/{}/invitations | POST workspaces/{}/invitations | DELETE workspaces/{}/invitations/{}
@@ -62,12 +64,13 @@ POST webhooks/clerk
 def _contract() -> set[str]:
     """Return the HTTP contract as `METHOD /path`, path parameters as `{}`."""
     below_api_v1 = [item.strip().split(" ") for line in _AREAS.strip().splitlines() for item in line.split("|")]
+    below_auth = [f"{method} {path}" for method, path in below_api_v1 if path.startswith("auth/")]
     user_tasks = ("GET /api/{}/tasks", "POST /api/{}/tasks",
                   *(f"{method} /api/{{}}/tasks/{{}}" for method in ("GET", "PUT", "PATCH", "DELETE")))  # fmt: skip
     service = ("/", "/health/live", "/health/ready", "/metrics", "/docs", "/redoc", "/openapi.json", "/asyncapi.json")
     return {
         *(f"{method} /api/v1/{path}" for method, path in below_api_v1),
-        *(f"POST /v1/auth/{name}" for name in _TOKENS),
+        *(name.replace(" ", " /v1/", 1) for name in below_auth),
         "POST /v1/chat/completions",
         "GET /v1/models",
         *user_tasks,

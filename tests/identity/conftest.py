@@ -7,6 +7,7 @@ import pytest
 from sqlalchemy import event
 
 from parley.core.db import Database
+from parley.core.revocations import Revocations
 from parley.core.settings import Settings
 from parley.identity.schemas import TokenAnswer
 from parley.identity.service import IdentityService
@@ -18,9 +19,12 @@ PASSWORD = "correct horse 1"
 
 @pytest.fixture
 async def identity(database: Database, settings: Settings) -> AsyncIterator[Identity]:
-    made = build_identity(database, settings, (SECRET,))
+    revocations = Revocations(database)
+    await revocations.start()
+    made = build_identity(database, settings, (SECRET,), revocations=revocations)
     yield made
     await made.close()
+    await revocations.close()
 
 
 @pytest.fixture
@@ -30,7 +34,20 @@ def service(identity: Identity) -> IdentityService:
 
 @pytest.fixture
 async def ada(service: IdentityService) -> TokenAnswer:
-    return await service.sign_up(email="ada@example.com", password=PASSWORD)
+    return await sign_up(service)
+
+
+async def sign_up(
+    service: IdentityService,
+    *,
+    email: str = "ada@example.com",
+    password: str = PASSWORD,
+    name: str | None = None,
+) -> TokenAnswer:
+    """Sign someone up where nothing has to be confirmed first."""
+    answer = await service.sign_up(email=email, password=password, name=name)
+    assert answer is not None
+    return answer
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import pytest
 
 from parley.core import clock
 from parley.core.db import Database
+from parley.core.origin import origin
 from parley.core.secrets import key_ring
 from parley.core.settings import Settings
 from parley.identity.errors import RefreshInvalid, SessionExpired, SessionRevoked, SessionUnknown, TokenInvalid
@@ -22,6 +23,11 @@ DAY_S = 86_400
 REFRESH_TOKENS = RefreshTokens(key_ring((SECRET,), "refresh-token"))
 
 
+async def refresh_from(service: IdentityService, token: str, user_agent: str | None) -> TokenAnswer:
+    with origin("203.0.113.7", user_agent):
+        return await service.sessions.refresh(token)
+
+
 def session_of(token: str) -> UUID:
     return REFRESH_TOKENS.parse(token).session_id
 
@@ -33,7 +39,7 @@ async def row_of(admin: asyncpg.Connection, token: str) -> Any:
 async def test_a_refresh_gives_a_new_pair_for_the_same_session(
     service: IdentityService, identity: Identity, ada: TokenAnswer
 ) -> None:
-    answer = await service.refresh(ada.refresh_token)
+    answer = await service.sessions.refresh(ada.refresh_token)
     assert answer.refresh_token != ada.refresh_token
     assert answer.access_token != ada.access_token
     assert (answer.user, answer.workspace) == (ada.user, ada.workspace)
@@ -46,7 +52,7 @@ async def test_of_forty_at_once_each_family_gets_one_successor(
 ) -> None:
     families = [ada.refresh_token]
     families += [(await service.sign_in(email=str(ada.user.email), password=PASSWORD)).refresh_token for _ in range(4)]
-    answers = await asyncio.gather(*(service.refresh(token) for token in families for _ in range(40)))
+    answers = await asyncio.gather(*(service.sessions.refresh(token) for token in families for _ in range(40)))
     successors: dict[UUID, set[str]] = {session_of(token): set() for token in families}
     for answer in answers:
         successors[session_of(answer.refresh_token)].add(answer.refresh_token)
@@ -58,61 +64,61 @@ async def test_of_forty_at_once_each_family_gets_one_successor(
 async def test_a_client_that_lost_the_answer_gets_it_again(
     service: IdentityService, ada: TokenAnswer, admin: asyncpg.Connection
 ) -> None:
-    lost = await service.refresh(ada.refresh_token)
+    lost = await service.sessions.refresh(ada.refresh_token)
     with clock.shifted(29):
-        again = await service.refresh(ada.refresh_token)
+        again = await service.sessions.refresh(ada.refresh_token)
     assert again.refresh_token == lost.refresh_token
     assert (await row_of(admin, lost.refresh_token))["counter"] == 1
-    assert (await service.refresh(again.refresh_token)).refresh_token != again.refresh_token
+    assert (await service.sessions.refresh(again.refresh_token)).refresh_token != again.refresh_token
 
 
 async def test_reuse_after_the_grace_ends_the_session_for_the_newest_too(
     service: IdentityService, identity: Identity, ada: TokenAnswer, admin: asyncpg.Connection
 ) -> None:
-    newest = await service.refresh(ada.refresh_token)
+    newest = await service.sessions.refresh(ada.refresh_token)
     await identity.authenticator.authenticate(newest.access_token)
     with clock.shifted(31):
         with pytest.raises(SessionRevoked):
-            await service.refresh(ada.refresh_token)
+            await service.sessions.refresh(ada.refresh_token)
         row = await row_of(admin, newest.refresh_token)
         assert row["revoked_at"] is not None
         assert row["revoke_reason"] == "reuse"
         with pytest.raises(SessionRevoked):
-            await service.refresh(newest.refresh_token)
+            await service.sessions.refresh(newest.refresh_token)
     # At once, although the session was in the cache.
     with pytest.raises(SessionRevoked):
         await identity.authenticator.authenticate(newest.access_token)
 
 
 async def test_the_grace_ends_to_the_second(service: IdentityService, ada: TokenAnswer) -> None:
-    await service.refresh(ada.refresh_token)
+    await service.sessions.refresh(ada.refresh_token)
     with clock.shifted(30), pytest.raises(SessionRevoked):
-        await service.refresh(ada.refresh_token)
+        await service.sessions.refresh(ada.refresh_token)
 
 
 async def test_two_back_is_reuse_even_within_the_grace(service: IdentityService, ada: TokenAnswer) -> None:
-    first = await service.refresh(ada.refresh_token)
-    second = await service.refresh(first.refresh_token)
+    first = await service.sessions.refresh(ada.refresh_token)
+    second = await service.sessions.refresh(first.refresh_token)
     with pytest.raises(SessionRevoked):
-        await service.refresh(ada.refresh_token)
+        await service.sessions.refresh(ada.refresh_token)
     with pytest.raises(SessionRevoked):
-        await service.refresh(second.refresh_token)
+        await service.sessions.refresh(second.refresh_token)
 
 
 async def test_another_client_gets_no_grace(service: IdentityService, ada: TokenAnswer) -> None:
-    mine = await service.refresh(ada.refresh_token, user_agent="Firefox")
-    again = await service.refresh(ada.refresh_token, user_agent="Firefox")
+    mine = await refresh_from(service, ada.refresh_token, "Firefox")
+    again = await refresh_from(service, ada.refresh_token, "Firefox")
     assert again.refresh_token == mine.refresh_token
     with pytest.raises(SessionRevoked):
-        await service.refresh(ada.refresh_token, user_agent="curl")
+        await refresh_from(service, ada.refresh_token, "curl")
     with pytest.raises(SessionRevoked):
-        await service.refresh(mine.refresh_token, user_agent="Firefox")
+        await refresh_from(service, mine.refresh_token, "Firefox")
 
 
 async def test_a_client_may_change_its_name_between_refreshes(service: IdentityService, ada: TokenAnswer) -> None:
-    first = await service.refresh(ada.refresh_token, user_agent="Firefox 1\x00" + "x" * 500)
-    second = await service.refresh(first.refresh_token, user_agent="Firefox 2")
-    assert (await service.refresh(second.refresh_token, user_agent=None)).refresh_token
+    first = await refresh_from(service, ada.refresh_token, "Firefox 1\x00" + "x" * 500)
+    second = await refresh_from(service, first.refresh_token, "Firefox 2")
+    assert (await refresh_from(service, second.refresh_token, None)).refresh_token
 
 
 async def test_reuse_that_races_a_rotation_always_ends_the_session(
@@ -120,13 +126,13 @@ async def test_reuse_that_races_a_rotation_always_ends_the_session(
 ) -> None:
     async def settle(token: str) -> object:
         try:
-            return await service.refresh(token)
+            return await service.sessions.refresh(token)
         except SessionRevoked as error:
             return error
 
     for turn in range(20):
         old = (await service.sign_in(email=str(ada.user.email), password=PASSWORD)).refresh_token
-        newest = (await service.refresh(old)).refresh_token
+        newest = (await service.sessions.refresh(old)).refresh_token
         with clock.shifted(31):
             pair = [old, newest] if turn % 2 else [newest, old]
             outcomes = await asyncio.gather(*(settle(token) for token in pair))
@@ -134,14 +140,14 @@ async def test_reuse_that_races_a_rotation_always_ends_the_session(
             assert (await row_of(admin, old))["revoke_reason"] == "reuse"
             for token in (newest, *(o.refresh_token for o in outcomes if isinstance(o, TokenAnswer))):
                 with pytest.raises(SessionRevoked):
-                    await service.refresh(token)
+                    await service.sessions.refresh(token)
 
 
 async def test_the_idle_limit(service: IdentityService, ada: TokenAnswer) -> None:
     with clock.shifted(7 * DAY_S - 5):
-        newer = await service.refresh(ada.refresh_token)
+        newer = await service.sessions.refresh(ada.refresh_token)
     with clock.shifted(14 * DAY_S), pytest.raises(SessionExpired):
-        await service.refresh(newer.refresh_token)
+        await service.sessions.refresh(newer.refresh_token)
 
 
 async def test_rotation_never_extends_the_absolute_limit(
@@ -151,24 +157,24 @@ async def test_rotation_never_extends_the_absolute_limit(
     token = ada.refresh_token
     for day in (6, 12, 18, 24, 29):
         with clock.shifted(day * DAY_S):
-            token = (await service.refresh(token)).refresh_token
+            token = (await service.sessions.refresh(token)).refresh_token
     row = await row_of(admin, token)
     assert row["absolute_expires_at"] == created
     assert row["idle_expires_at"] == created
     with clock.shifted(30 * DAY_S), pytest.raises(SessionExpired):
-        await service.refresh(token)
+        await service.sessions.refresh(token)
 
 
 async def test_a_token_ahead_of_a_restored_database_revokes_nothing(
     service: IdentityService, ada: TokenAnswer, admin: asyncpg.Connection
 ) -> None:
-    newer = await service.refresh(ada.refresh_token)
+    newer = await service.sessions.refresh(ada.refresh_token)
     await admin.execute("UPDATE sessions SET counter = 0")
     with pytest.raises(SessionUnknown) as caught:
-        await service.refresh(newer.refresh_token)
+        await service.sessions.refresh(newer.refresh_token)
     assert caught.value.code == "session_unknown"
     assert (await row_of(admin, newer.refresh_token))["revoked_at"] is None
-    assert (await service.refresh(ada.refresh_token)).refresh_token == newer.refresh_token
+    assert (await service.sessions.refresh(ada.refresh_token)).refresh_token == newer.refresh_token
 
 
 async def test_a_forged_token_changes_nothing(
@@ -183,7 +189,7 @@ async def test_a_forged_token_changes_nothing(
             REFRESH_TOKENS.make(row["id"], counter, salt=b""),
         ):
             with pytest.raises(RefreshInvalid):
-                await service.refresh(forged)
+                await service.sessions.refresh(forged)
     assert await row_of(admin, ada.refresh_token) == row
 
 
@@ -191,13 +197,13 @@ async def test_an_unknown_session_and_garbage_are_invalid(service: IdentityServi
     unknown = REFRESH_TOKENS.make(UUID(int=7), 0, salt=b"s" * 16)
     for token in (unknown, "", "parley_rt_", "x" * 86, "parley_rt_" + "A" * 76, "parley_rt_" + "é" * 76):
         with pytest.raises(RefreshInvalid):
-            await service.refresh(token)
+            await service.sessions.refresh(token)
 
 
 async def test_nothing_of_a_token_is_stored(
     service: IdentityService, ada: TokenAnswer, admin: asyncpg.Connection
 ) -> None:
-    newest = await service.refresh(ada.refresh_token)
+    newest = await service.sessions.refresh(ada.refresh_token)
     dump = ""
     for (table,) in await admin.fetch("SELECT tablename FROM pg_tables WHERE schemaname = 'public'"):
         dump += str(await admin.fetch(f"SELECT t::text FROM {table} t"))
@@ -215,7 +221,7 @@ async def test_membership_gone_ends_the_refresh(
 ) -> None:
     await admin.execute("DELETE FROM memberships")
     with pytest.raises(SessionRevoked):
-        await service.refresh(ada.refresh_token)
+        await service.sessions.refresh(ada.refresh_token)
 
 
 async def test_secrets_rotate_without_signing_anyone_out(
@@ -223,20 +229,20 @@ async def test_secrets_rotate_without_signing_anyone_out(
 ) -> None:
     both = build_identity(database, settings, ("the next key of these tests", SECRET))
     await both.authenticator.authenticate(ada.access_token)
-    newer = await both.service.refresh(ada.refresh_token)
+    newer = await both.service.sessions.refresh(ada.refresh_token)
     assert REFRESH_TOKENS.parse(newer.refresh_token).kid != REFRESH_TOKENS.parse(ada.refresh_token).kid
     await both.close()
     alone = build_identity(database, settings, ("the next key of these tests",))
     await alone.authenticator.authenticate(newer.access_token)
-    assert (await alone.service.refresh(newer.refresh_token)).refresh_token
+    assert (await alone.service.sessions.refresh(newer.refresh_token)).refresh_token
     with pytest.raises(TokenInvalid):
         await alone.authenticator.authenticate(ada.access_token)
     with pytest.raises(RefreshInvalid):
-        await alone.service.refresh(ada.refresh_token)
+        await alone.service.sessions.refresh(ada.refresh_token)
     await alone.close()
 
 
 async def test_a_refresh_is_two_statements(database: Database, service: IdentityService, ada: TokenAnswer) -> None:
     with statements(database) as sent:
-        await service.refresh(ada.refresh_token)
+        await service.sessions.refresh(ada.refresh_token)
     assert len(sent) == 2, sent

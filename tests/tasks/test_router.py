@@ -318,11 +318,14 @@ async def test_a_fault_of_ours_tells_nothing_and_keeps_nothing(
 
 Request = Callable[[httpx.AsyncClient, str], Any]
 
+ONCE = {"Idempotency-Key": "the-first"}
+
 # A call, and how many statements it may take: the work, the event. The binding of the workspace goes with BEGIN.
 QUERIES: dict[str, tuple[Request, int]] = {
     "read": (lambda http, path: http.get(path), 1),
     "list": (lambda http, path: http.get(path.rsplit("/", 1)[0]), 2),
     "create": (lambda http, path: http.post(path.rsplit("/", 1)[0], json={"title": "a"}), 1 + 1),
+    "create once": (lambda http, path: http.post(path.rsplit("/", 1)[0], json={"title": "a"}, headers=ONCE), 1 + 1 + 2),
     "change": (lambda http, path: http.patch(path, json={"title": "b"}), 2 + 1),
     "replace": (lambda http, path: http.put(path, json={"title": "c"}), 2 + 1),
     "change nothing": (lambda http, path: http.patch(path, json={}), 1),
@@ -464,7 +467,7 @@ async def test_the_document_tells_of_every_answer(app: FastAPI) -> None:
     for (path, method), operation in operations.items():
         statuses = set(operation["responses"])
         assert {"401", "422", "500"} <= statuses
-        assert ("404" in statuses) == ("{task_id}" in path)
+        assert ("404" in statuses) == ("{" in path)
         assert ("400" in statuses) == (method in {"post", "put", "patch"})
         assert {"post": "201", "delete": "204"}.get(method, "200") in statuses
         assert operation["responses"]["422"]["content"]["application/json"]["schema"]["$ref"].endswith("/ErrorEnvelope")

@@ -2,14 +2,17 @@
 
 from uuid import UUID
 
-from parley.chat.messages import conversation_channel, conversation_of, user_channel
+from parley.chat.messages import conversation_channel, conversation_of
 from parley.chat.repository import ConversationRepository
 from parley.chat.service import ConversationService
 from parley.core.db import UnitOfWork
 from parley.core.scope import Scope
+from parley.jobs.registry import JobRegistry
+from parley.jobs.repository import JobRepository
+from parley.jobs.service import JobService
 from parley.realtime.bus import Bus
 from parley.realtime.channels import ChannelNotFound, Mode, State
-from parley.realtime.events import Channel
+from parley.realtime.events import Channel, user_channel
 from parley.tenancy.permissions import Permission
 
 
@@ -42,8 +45,9 @@ class UserChannel:
     mode: Mode = "log"
     permission: str = Permission.CHAT_READ
 
-    def __init__(self, bus: Bus) -> None:
+    def __init__(self, bus: Bus, jobs: JobRegistry) -> None:
         self._bus = bus
+        self._jobs = jobs
 
     async def resolve(self, unit: UnitOfWork, scope: Scope, argument: str) -> Channel:  # noqa: ARG002 - the port's
         """Return the caller's own channel; there is no other user's."""
@@ -53,7 +57,9 @@ class UserChannel:
 
     async def state(self, unit: UnitOfWork, scope: Scope, channel: Channel) -> State:  # noqa: ARG002 - the port's
         """Return the newest conversations and the unfinished jobs."""
-        return await ConversationService(unit, scope, self._bus).inbox()
+        state = await ConversationService(unit, scope, self._bus).inbox()
+        jobs = await JobService(JobRepository(unit, scope, self._jobs)).unfinished()
+        return {**state, "jobs": [job.model_dump(mode="json") for job in jobs]}
 
 
 def _id(name: str) -> UUID:

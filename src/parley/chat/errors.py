@@ -1,6 +1,6 @@
 """What can happen in the chat."""
 
-from parley.core.errors import Conflict, Invalid, NotFound
+from parley.core.errors import Conflict, Invalid, NotFound, RateLimited
 
 
 class ConversationNotFound(NotFound):
@@ -19,6 +19,13 @@ class ReplyNotFound(NotFound):
     """No such reply, or someone else's."""
 
     message = "No such reply."
+
+
+class TooManyReplies(RateLimited):
+    """As many replies of the caller's are being written or waiting as may be."""
+
+    code = "too_many_replies"
+    message = "Too many of your replies are being written. Wait for one to end."
 
 
 class ReplyActive(Conflict):

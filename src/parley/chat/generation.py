@@ -209,7 +209,7 @@ class Generator:
     async def _write(self, run: Run, draft: Draft, account: _Account) -> None:
         account.prompt = prompt = self._prompts.render(f"chat/{run.options.get('assistant', 'general')}")
         messages = [ModelMessage("system", (TextPart(prompt.text),)), *await self._history(run)]
-        tools = self._tools.specs(run.options.get("tools"))
+        tools = self._tools.specs(run.scope, run.options.get("tools"))
         for _ in range(self._settings.max_steps):
             request = ModelRequest(messages=tuple(messages), tools=tools)
             calls, said = await self._step(run, draft, account, request)

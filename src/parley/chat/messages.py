@@ -34,11 +34,6 @@ def conversation_of(name: str) -> UUID | None:
     return found if prefix == "conversation" and str(found) == text else None
 
 
-def user_channel(workspace_id: UUID, user_id: UUID) -> Channel:
-    """Return a user's inbox. Its clients call it `user:me`; only that user sees its rows."""
-    return Channel(workspace_id, f"user:{user_id}", "user:me", owner_id=user_id)
-
-
 def conversation_json(row: Mapping[str, Any] | RowMapping | Conversation) -> dict[str, Any]:
     """Return a conversation as events and snapshots carry it."""
     read = ConversationRead.model_validate(row if isinstance(row, Conversation) else dict(row))

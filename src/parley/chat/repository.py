@@ -53,6 +53,8 @@ _BEFORE_SEND = """
          WHERE r.workspace_id = $1 AND r.channel = $4 AND r.status IN ('queued', 'streaming')) AS open,
         (SELECT r.id FROM replies r
          WHERE r.workspace_id = $1 AND r.channel = $4 AND r.status = 'streaming') AS streaming_id,
+        (SELECT count(*) FROM replies r
+         WHERE r.workspace_id = $1 AND r.user_id = $2 AND r.status IN ('queued', 'streaming')) AS open_of_user,
         $6::uuid IS NULL OR EXISTS (
             SELECT 1 FROM messages m WHERE m.workspace_id = $1 AND m.conversation_id = $3 AND m.id = $6) AS parent_ok,
         (WITH RECURSIVE path AS (

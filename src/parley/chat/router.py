@@ -11,6 +11,7 @@ from parley.chat.turn_stream import TurnStream
 from parley.chat.turns import Send
 from parley.core.envelope import CursorEnvelope, Envelope, ErrorEnvelope, PageEnvelope, respond, respond_page
 from parley.core.errors import Invalid
+from parley.core.idempotency import ONCE_RESPONSES, RequestOnce
 from parley.core.ids import new_id
 from parley.core.pagination import MAX_PER_PAGE, Page
 from parley.core.scope import Credential, CurrentScope
@@ -43,14 +44,20 @@ async def list_conversations(
 
 
 @router.post(
-    "/conversations", status_code=201, response_model=Envelope[ConversationRead], responses=ERRORS, openapi_extra=_WRITE
+    "/conversations",
+    status_code=201,
+    response_model=Envelope[ConversationRead],
+    responses={**ERRORS, **ONCE_RESPONSES},
+    openapi_extra=_WRITE,
 )
-async def create_conversation(body: ConversationCreate, service: ConversationServiceDep, chat: ChatDep) -> Response:
+async def create_conversation(
+    body: ConversationCreate, service: ConversationServiceDep, chat: ChatDep, once: RequestOnce
+) -> Response:
     """Make a conversation."""
     if body.model is not None:
         chat.registry.resolve(body.model)
     made = await service.start(body)
-    return respond(made, status=201, headers={"Location": f"/api/v1/conversations/{made.id}"})
+    return await once.keep(respond(made, status=201, headers={"Location": f"/api/v1/conversations/{made.id}"}))
 
 
 @router.get(

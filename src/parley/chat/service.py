@@ -4,7 +4,7 @@ from typing import Any
 from uuid import UUID
 
 from parley.chat.errors import ConversationNotFound
-from parley.chat.messages import conversation_channel, conversation_json, materialise, user_channel
+from parley.chat.messages import conversation_channel, conversation_json, materialise
 from parley.chat.models import Conversation
 from parley.chat.repository import ConversationRepository, MessageRepository
 from parley.chat.schemas import ConversationCreate, ConversationRead, ConversationUpdate
@@ -13,7 +13,7 @@ from parley.core.db import UnitOfWork
 from parley.core.pagination import PageRequest
 from parley.core.scope import Scope
 from parley.realtime.bus import Bus
-from parley.realtime.events import NewEvent
+from parley.realtime.events import NewEvent, user_channel
 from parley.realtime.log import append, forget_channel
 
 _table = Conversation.__table__  # type: ignore[attr-defined]  # SQLModel does not type it
@@ -96,11 +96,11 @@ class ConversationService:
         return {"conversation": conversation_json(row), "messages": await materialise(self._messages, rows[::-1])}
 
     async def inbox(self, *, limit: int = 50) -> dict[str, Any]:
-        """Return the state of the user's own channel."""
+        """Return the chat's part of the state of the user's own channel."""
         order = (_table.c.updated_at.desc(), _table.c.id.desc())
         rows, _ = await self._conversations.page(
             PageRequest(1, limit),
             _table.c.archived.is_(False),
             order_by=order,
         )
-        return {"conversations": [conversation_json(row) for row in rows], "jobs": []}
+        return {"conversations": [conversation_json(row) for row in rows]}

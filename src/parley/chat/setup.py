@@ -8,6 +8,7 @@ from parley.chat.generation import Generator
 from parley.chat.socket import ChatFrames
 from parley.chat.tools import ToolBox
 from parley.chat.turns import Turns
+from parley.core.api_limits import ApiLimits
 from parley.core.db import Database
 from parley.core.settings import Settings
 from parley.llm.prompts import PromptLibrary
@@ -61,10 +62,11 @@ def build_chat(
     prompts: PromptLibrary,
     tools: Iterable[Tool],
     settings: Settings,
+    limits: ApiLimits,
 ) -> Chat:
     """Build the chat."""
     writer = TickWriter(database, bus, settings.realtime)
-    turns = Turns(database, bus, writer, usage.registry, settings.realtime)
+    turns = Turns(database, bus, writer, usage.registry, settings.realtime, limits)
     box = ToolBox(tools, database=database, publisher=bus, timeout_s=settings.llm.tool_timeout_s)
     generator = Generator(
         database=database, turns=turns, writer=writer, usage=usage, prompts=prompts, tools=box, settings=settings.llm

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from parley.core.db import Database
 from parley.core.error_handlers import translate, validation_errors
+from parley.core.errors import Forbidden
 from parley.core.scope import Scope
 from parley.llm.ports import ToolCallChunk, ToolSpec
 from parley.llm.tools import Tool, ToolContext
@@ -34,16 +35,19 @@ class ToolBox:
         """The tools there are."""
         return frozenset(self._tools)
 
-    def specs(self, names: Iterable[str] | None) -> tuple[ToolSpec, ...]:
-        """Return what a model is told of the tools; None means all of them."""
+    def specs(self, scope: Scope, names: Iterable[str] | None) -> tuple[ToolSpec, ...]:
+        """Return what a model is told of the tools that the scope may use; `names` None means all of them."""
         wanted = self._tools.values() if names is None else [self._tools[n] for n in names if n in self._tools]
-        return tuple(tool.spec for tool in wanted)
+        return tuple(tool.spec for tool in wanted if tool.permission in scope.permissions)
 
     async def run(self, scope: Scope, call: ToolCallChunk) -> tuple[str, dict[str, Any]]:
         """Make a call; return its state (`done` or `failed`) and what the model is told. Never raises but cancelled."""
         tool = self._tools.get(call.name)
         if tool is None:
             return "failed", {"error": "There is no such tool."}
+        # A model may call what it was never told of.
+        if tool.permission not in scope.permissions:
+            return "failed", {"error": Forbidden.message, "permission": tool.permission}
         if call.arguments is None:
             return "failed", {"error": "The arguments are not a JSON object."}
         try:

@@ -14,10 +14,18 @@ from uuid import UUID
 
 import orjson
 
-from parley.chat.errors import CidReused, ConversationNotFound, MessageNotFound, ReplyActive, ReplyNotFound
-from parley.chat.messages import conversation_channel, conversation_json, materialise, message_json, user_channel
+from parley.chat.errors import (
+    CidReused,
+    ConversationNotFound,
+    MessageNotFound,
+    ReplyActive,
+    ReplyNotFound,
+    TooManyReplies,
+)
+from parley.chat.messages import conversation_channel, conversation_json, materialise, message_json
 from parley.chat.repository import ConversationRepository, MessageRepository
 from parley.core import clock
+from parley.core.api_limits import ApiLimits
 from parley.core.db import Database, UnitOfWork
 from parley.core.ids import new_id
 from parley.core.scope import Scope
@@ -25,7 +33,7 @@ from parley.core.settings import RealtimeSettings
 from parley.llm.registry import ModelRegistry
 from parley.realtime import runs
 from parley.realtime.bus import Bus
-from parley.realtime.events import Channel, NewEvent
+from parley.realtime.events import Channel, NewEvent, user_channel
 from parley.realtime.fold import apply_reply_event, digest, visible_text
 from parley.realtime.log import append
 from parley.realtime.runs import Orphan, Run
@@ -34,6 +42,7 @@ from parley.realtime.tick import TickWriter
 logger = logging.getLogger(__name__)
 
 _TITLE_LENGTH = 60
+_BUSY_S = 5
 _RETRYABLE = frozenset({"provider_rate_limited", "provider_unavailable", "provider_timeout", "worker_lost", "internal"})
 
 
@@ -82,13 +91,20 @@ class Turns:
     """Begins and ends replies. `on_started` is told of each run that this process is to generate, after the commit."""
 
     def __init__(
-        self, database: Database, bus: Bus, writer: TickWriter, registry: ModelRegistry, settings: RealtimeSettings
+        self,
+        database: Database,
+        bus: Bus,
+        writer: TickWriter,
+        registry: ModelRegistry,
+        settings: RealtimeSettings,
+        limits: ApiLimits,
     ) -> None:
         self._database = database
         self._bus = bus
         self._writer = writer
         self._registry = registry
         self._settings = settings
+        self._limits = limits
         self.on_started: Callable[[Run], None] = _nobody
 
     # -- beginning -----------------------------------------------------------------------------------------------
@@ -96,9 +112,10 @@ class Turns:
     async def send(self, scope: Scope, wanted: Send) -> Sent:
         """Store a question and begin its reply. The same `cid` gives the same answer, for ever.
 
-        Raises `ConversationNotFound`, `MessageNotFound` (parent), `CidReused`, `ReplyActive`, and `UnknownModel` or
-        `ModelNotUsable` before anything is stored.
+        Raises `ConversationNotFound`, `MessageNotFound` (parent), `CidReused`, `ReplyActive`, `TooMany`,
+        `TooManyReplies`, and `UnknownModel` or `ModelNotUsable` before anything is stored.
         """
+        await self._limits.send(scope)
         sent, interrupted = await self._send(scope, wanted)
         if interrupted is not None:
             await self.cancel(scope, interrupted)
@@ -120,6 +137,8 @@ class Turns:
                 return await self._again(messages, wanted), None
             if not before["parent_ok"]:
                 raise MessageNotFound
+            if self._limits.enabled and before["open_of_user"] >= self._limits.running_replies:
+                raise TooManyReplies(retry_after_s=_BUSY_S)
             if before["open"] and wanted.on_active == "reject":
                 raise ReplyActive
             entry = self._registry.resolve(wanted.model or conversation["model"])
@@ -178,7 +197,7 @@ class Turns:
                 follow_up,
             ],
         )
-        options = {"model": model, "tools": wanted.tools, "assistant": conversation["assistant"]}
+        options = {"model": model, "tools": wanted.tools, "assistant": conversation["assistant"], **runs.grants(scope)}
         run = Run(
             scope=scope, reply_id=reply_id, question_id=question_id, channel=channel, fence=1, start_seq=seqs[1],
             options=options,

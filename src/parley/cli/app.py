@@ -6,13 +6,18 @@ from typing import Annotated
 
 import typer
 
-from parley.cli import database
+from parley.cli import database, key, session, user, workspace
+from parley.cli.options import AsJson
 from parley.cli.problems import explained
 
 app = typer.Typer(
     name="parley", no_args_is_help=True, add_completion=False, help="Parley: a self-hosted backend for AI products."
 )
 app.add_typer(database.app, name="db")
+app.add_typer(user.app, name="user")
+app.add_typer(workspace.app, name="workspace")
+app.add_typer(key.app, name="key")
+app.add_typer(session.app, name="session")
 
 
 @app.command()
@@ -41,6 +46,14 @@ def openapi(
             print(document, end="")
         else:
             output.write_text(document)
+
+
+@app.command("doctor")
+def doctor(as_json: AsJson = False) -> None:
+    """Check settings, database, roles, disk, jobs and what else is reached; exit code 1 when something must be done."""
+    from parley.cli.doctor import doctor as run  # noqa: PLC0415 - see above
+
+    run(as_json)
 
 
 def _register_chat() -> None:

@@ -18,6 +18,7 @@ from sqlalchemy import event, text
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import AsyncAdaptedQueuePool
 
+from parley.core.catalogue import ROLE_FAULTS, version_fault
 from parley.core.scope import Scope
 from parley.core.settings import DatabaseSettings
 from parley.core.unit_of_work import (
@@ -42,6 +43,7 @@ __all__ = [
     "UnitOfWork",
     "asyncpg_dsn",
     "check_runtime_roles",
+    "check_version",
     "is_connection_lost",
 ]
 
@@ -193,17 +195,16 @@ async def check_runtime_roles(database: Database) -> Sequence[str]:
     problems: list[str] = []
     for label, engine in (("PARLEY_DATABASE_URL", database.app), ("PARLEY_DATABASE_SYSTEM_URL", database.system)):
         async with engine.connect() as connection:
-            row = (
-                await connection.execute(
-                    text(
-                        "SELECT rolsuper OR rolbypassrls AS privileged, "
-                        "EXISTS (SELECT 1 FROM pg_class WHERE relowner = r.oid AND relname = 'workspaces') AS owner "
-                        "FROM pg_roles r WHERE rolname = current_user"
-                    )
-                )
-            ).one()
-        if row.privileged:
-            problems.append(f"{label} logs in as a superuser or with BYPASSRLS: use a plain role (`parley db init`)")
-        if row.owner:
-            problems.append(f"{label} logs in as the owner of the tables: use parley_app or parley_system")
+            faults = (await connection.execute(text(ROLE_FAULTS))).all()
+        for row in faults:
+            problems.append(f"{label} {row.fault}: use a plain role (`parley db init`)")
+            # The worst two bring all the others with them.
+            if row.rank <= 2:
+                break
     return problems
+
+
+async def check_version(database: Database) -> str | None:
+    """Return what is wrong with the release of PostgreSQL, or None."""
+    async with database.system.connect() as connection:
+        return version_fault(int((await connection.execute(text("SHOW server_version_num"))).scalar_one()))

@@ -8,10 +8,13 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from sqlalchemy.exc import DBAPIError
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from parley.core import errors
 from parley.core.db import is_connection_lost
 from parley.core.envelope import respond_error
+from parley.core.idempotency import Replay
+from parley.core.rate_limits import Room, TooMany
 
 logger = logging.getLogger(__name__)
 
@@ -96,6 +99,9 @@ def _headers(status: int, error: errors.AppError) -> dict[str, str]:
         headers["WWW-Authenticate"] = "Bearer"
     if error.retry_after_s is not None or status in {429, 503}:
         headers["Retry-After"] = str(error.retry_after_s or 1)
+    if isinstance(error, TooMany):
+        headers["RateLimit-Policy"] = error.limit.policy
+        headers["RateLimit"] = Room(error.limit, 0, error.retry_after_s or 1).header
     return headers
 
 
@@ -125,16 +131,31 @@ async def _on_validation_error(_: Request, error: Exception) -> Response:
     return respond_error(422, validation_errors(problems))
 
 
-async def _on_http_exception(_: Request, error: Exception) -> Response:
+async def _on_http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     code = _BY_STATUS.get(error.status_code, "error")
     message = "Not found." if error.status_code == 404 else str(error.detail)
     item = {"error": code, "message": message, "details": {}}
-    return respond_error(error.status_code, [item], headers=dict(error.headers or {}))
+    headers = dict(error.headers or {})
+    if error.status_code == 405:
+        headers["Allow"] = ", ".join(_methods(request))
+    return respond_error(error.status_code, [item], headers=headers)
+
+
+def _methods(request: Request) -> list[str]:
+    """Return what the path can be asked with: each method is a route of its own here."""
+    matching = (route for route in request.app.router.routes if route.matches(request.scope)[0] is not Match.NONE)
+    return sorted({method for route in matching for method in getattr(route, "methods", None) or ()})
+
+
+async def _on_replay(_: Request, error: Exception) -> Response:
+    assert isinstance(error, Replay)
+    return error.response
 
 
 def install_error_handlers(app: FastAPI) -> None:
     """Register the handlers. What passes them all is caught by the outermost middleware, through `error_response`."""
     app.add_exception_handler(errors.AppError, _on_app_error)
+    app.add_exception_handler(Replay, _on_replay)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
     app.add_exception_handler(HTTPException, _on_http_exception)

@@ -17,6 +17,7 @@ from parley.core.error_handlers import error_response
 from parley.core.errors import TooLarge
 from parley.core.logging import log_context
 from parley.core.origin import origin
+from parley.core.security_headers import SecurityHeaders
 
 logger = logging.getLogger(__name__)
 
@@ -26,14 +27,16 @@ _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{8,64}")
 class RequestIdMiddleware:
     """Give each request an id, which is in its log lines and in its answer."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, *, security: SecurityHeaders) -> None:
         self.app = app
+        self._security = security
 
     async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
         """Serve one request."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        state = scope.setdefault("state", {})
         sent_id = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
         request_id = sent_id if _REQUEST_ID.fullmatch(sent_id) else b"req_" + secrets.token_hex(8).encode()
         started = time.perf_counter()
@@ -43,8 +46,13 @@ class RequestIdMiddleware:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                ours = [(b"x-request-id", request_id), (b"x-content-type-options", b"nosniff")]
-                message["headers"] = [*message.get("headers", ()), *ours]
+                self._security.add(message, private="credential" in state)
+                message["headers"].append((b"x-request-id", request_id))
+                if (room := state.get("room")) is not None:
+                    message["headers"] += [
+                        (b"ratelimit-policy", room.limit.policy.encode()),
+                        (b"ratelimit", room.header.encode()),
+                    ]
             await send(message)
 
         client = scope.get("client")

@@ -8,7 +8,7 @@ from uuid import UUID
 from fastapi import Depends, Request
 from fastapi.security import HTTPBearer
 
-from parley.core.errors import Forbidden
+from parley.core.errors import Forbidden, Unauthenticated
 from parley.core.logging import bind_log_context
 
 NO_WORKSPACE: Final = UUID(int=0)
@@ -78,6 +78,22 @@ class Authenticator(Protocol):
         ...
 
 
+class Admission(Protocol):
+    """Counts requests against their limits; each method raises `RateLimited` when there are too many."""
+
+    async def before_verifying(self, address: str | None) -> None:
+        """Look whether credentials are taken from an address at all."""
+        ...
+
+    async def refused(self, address: str | None) -> None:
+        """Count a credential that did not hold."""
+        ...
+
+    async def request(self, scope: "Scope") -> object | None:
+        """Count a request; return what is left."""
+        ...
+
+
 def bearer_token(header: str | None) -> str | None:
     """Return the token of an Authorization header, or None when there is none to speak of."""
     if not header:
@@ -94,9 +110,23 @@ class ScopeBearer(HTTPBearer):
 
     async def __call__(self, request: Request) -> Scope:  # type: ignore[override]  # the scope and not the raw header
         """Return the caller's scope. Raises `Unauthenticated`, and `Forbidden` without the route's permission."""
-        authenticator: Authenticator = request.app.state.authenticator
-        credential = await authenticator.authenticate(bearer_token(request.headers.get("authorization")) or "")
+        state = request.app.state
+        authenticator: Authenticator = state.authenticator
+        admission: Admission = state.api_limits
+        client = request.scope.get("client")
+        address = client[0] if client else None
+        token = bearer_token(request.headers.get("authorization")) or ""
+        await admission.before_verifying(address)
+        try:
+            credential = await authenticator.authenticate(token)
+        except Unauthenticated:
+            # Without one nothing was tried.
+            if token:
+                await admission.refused(address)
+            raise
         request.state.credential = credential
+        # Counted before the permission is looked at: what is refused is asked too.
+        request.state.room = await admission.request(credential.scope)
         bind_log_context(workspace_id=str(credential.scope.workspace_id), user_id=str(credential.scope.user_id))
         # A route that declares nothing is closed; `install_routes` does not even register one.
         credential.scope.require((request.scope["route"].openapi_extra or {}).get(PERMISSION_KEY, ""))

@@ -6,6 +6,7 @@ from typing import Literal
 
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.openapi.docs import get_redoc_html, get_swagger_ui_html
+from fastapi.responses import HTMLResponse
 from pydantic import BaseModel
 from sqlalchemy.exc import DBAPIError
 from starlette.staticfiles import StaticFiles
@@ -14,6 +15,7 @@ from parley.core.db import Database, is_connection_lost
 from parley.core.envelope import Envelope, respond
 from parley.core.migrate import current_revision
 from parley.core.scope import PUBLIC
+from parley.core.security_headers import page_policy
 
 router = APIRouter(tags=["service"])
 
@@ -68,27 +70,37 @@ def _assets() -> Path:
     return Path(spec.origin).parent / "static"
 
 
+def _page(page: HTMLResponse, *, workers: bool = False) -> HTMLResponse:
+    page.headers["Content-Security-Policy"] = page_policy(bytes(page.body).decode(), workers=workers)
+    return page
+
+
 def install_documents(app: FastAPI) -> None:
     """Serve /docs and /redoc with the files of a wheel."""
     app.mount("/docs/assets", StaticFiles(directory=_assets()), name="docs-assets")
 
     @app.get("/docs", include_in_schema=False)
     async def swagger_ui() -> Response:
-        return get_swagger_ui_html(
-            openapi_url="/openapi.json",
-            title=f"{app.title} API",
-            swagger_js_url="/docs/assets/swagger-ui-bundle.js",
-            swagger_css_url="/docs/assets/swagger-ui.css",
-            swagger_favicon_url="/docs/assets/favicon.png",
-            swagger_ui_parameters={"persistAuthorization": False, "tryItOutEnabled": True},
+        return _page(
+            get_swagger_ui_html(
+                openapi_url="/openapi.json",
+                title=f"{app.title} API",
+                swagger_js_url="/docs/assets/swagger-ui-bundle.js",
+                swagger_css_url="/docs/assets/swagger-ui.css",
+                swagger_favicon_url="/docs/assets/favicon.png",
+                swagger_ui_parameters={"persistAuthorization": False, "tryItOutEnabled": True},
+            )
         )
 
     @app.get("/redoc", include_in_schema=False)
     async def redoc() -> Response:
-        return get_redoc_html(
-            openapi_url="/openapi.json",
-            title=f"{app.title} API",
-            redoc_js_url="/docs/assets/redoc.standalone.js",
-            redoc_favicon_url="/docs/assets/favicon.png",
-            with_google_fonts=False,
+        return _page(
+            get_redoc_html(
+                openapi_url="/openapi.json",
+                title=f"{app.title} API",
+                redoc_js_url="/docs/assets/redoc.standalone.js",
+                redoc_favicon_url="/docs/assets/favicon.png",
+                with_google_fonts=False,
+            ),
+            workers=True,
         )

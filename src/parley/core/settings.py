@@ -89,6 +89,17 @@ class MailSettings(_Group):
     timeout_s: float = Field(default=20, gt=0)
 
 
+class JobSettings(_Group):
+    """The dispatcher of jobs in this process."""
+
+    concurrency: int = Field(default=8, ge=1, le=200, description="Jobs of this process running at once")
+    per_workspace: int = Field(default=4, ge=1, le=200, description="Jobs of one workspace running at once")
+    poll_s: float = Field(default=1, gt=0, description="How often to look for work of other processes")
+    lease_s: float = Field(default=30, gt=0, description="When the job of a lost process is taken over")
+    keep_days: int = Field(default=7, ge=1, le=365, description="How long finished jobs can be seen")
+    drain_s: float = Field(default=5, ge=0, description="How long running jobs may go on after a SIGTERM")
+
+
 class LimitSettings(_Group):
     """Rate limits: how many in how long. Unless `PARLEY_RATE_LIMITS` is off."""
 
@@ -103,6 +114,7 @@ class LimitSettings(_Group):
     api_per_minute: int = Field(default=1200, ge=1, description="API requests per user")
     key_per_minute: int = Field(default=1200, ge=1, description="API requests per API key")
     workspace_per_minute: int = Field(default=12_000, ge=1, description="API requests per workspace")
+    handshakes_per_minute: int = Field(default=600, ge=1, description="Sockets opened per address")
     sends_per_minute: int = Field(default=120, ge=1, description="Messages sent per user")
     running_replies: int = Field(default=50, ge=1, description="Replies of one user running at once")
 
@@ -181,6 +193,7 @@ class Settings(BaseSettings):
     auth: AuthSettings = Field(default_factory=AuthSettings)
     mail: MailSettings = Field(default_factory=MailSettings)
     limits: LimitSettings = Field(default_factory=LimitSettings)
+    job: JobSettings = Field(default_factory=JobSettings)
     llm: LlmSettings = Field(default_factory=LlmSettings)
     realtime: RealtimeSettings = Field(default_factory=RealtimeSettings)
     log: LogSettings = Field(default_factory=LogSettings)

@@ -3,8 +3,8 @@
 import asyncio
 import hashlib
 from collections import OrderedDict
-from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from uuid import UUID
 
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -12,13 +12,16 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from parley.core import clock
 from parley.core.db import Database
 from parley.core.errors import Unauthenticated, Unavailable
+from parley.core.revocations import Revocation, Revocations
 from parley.core.scope import Credential, Role, Scope
 from parley.identity.errors import SessionExpired, SessionRevoked, TokenExpired, TokenInvalid
-from parley.identity.repository import UnscopedIdentityRepository
+from parley.identity.session_repository import UnscopedSessionRepository
 from parley.identity.tokens import AccessClaims, AccessTokens
 from parley.tenancy.permissions import permissions_of
 
 _BOUND = 10_000
+# With what a session is remembered for, its last use is known to the minute.
+_NOTED_EVERY = timedelta(seconds=30)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,20 +49,22 @@ class _Recent[K, V](OrderedDict[K, V]):
 class SessionAuthenticator:
     """Verifies tokens against their sessions. A session is looked up at most once in `cache_s` seconds.
 
-    `forget` makes a revocation count at once in this process, `cache_s` is the longest that it takes in others.
+    A revocation counts as soon as it is heard of; `cache_s` is the longest that it takes without.
     """
 
-    def __init__(self, database: Database, tokens: AccessTokens, *, cache_s: float) -> None:
+    def __init__(
+        self, database: Database, tokens: AccessTokens, *, cache_s: float, revocations: Revocations | None = None
+    ) -> None:
         self._database = database
         self._tokens = tokens
+        self._revocations = revocations or Revocations()
         self._cache_s = cache_s
         # By digest, so that the memory of the process does not hold usable tokens. Keys are fixed for its life.
         self._verified: _Recent[bytes, AccessClaims] = _Recent()
         self._standings: _Recent[UUID, _Standing] = _Recent()
         self._loading: dict[UUID, asyncio.Task[_Standing]] = {}
         self._tasks: set[asyncio.Task[_Standing]] = set()
-        self.on_revoked: Callable[[UUID], None] = lambda session_id: None  # noqa: ARG005 - nobody listens yet
-        """Told of each session that ends here, for whoever holds something open in its name."""
+        self._revocations.subscribe(self.forget, reset=self.forget_all)
 
     def takes(self, token: str) -> bool:
         """Whether a bearer token may be one of ours: whatever no other kind took."""
@@ -85,11 +90,21 @@ class SessionAuthenticator:
         life = self._tokens.life.total_seconds()
         return Credential(standing.scope, min(clock.timestamp() + life, standing.ends_at))
 
-    def forget(self, session_id: UUID) -> None:
-        """Look a session up again at its next use. A look-up that is under way is not remembered."""
-        self._standings.pop(session_id, None)
-        self._loading.pop(session_id, None)
-        self.on_revoked(session_id)
+    def forget(self, revocation: Revocation) -> None:
+        """Look up again what rests on what was revoked. Look-ups that are under way are not remembered."""
+        if revocation.kind in {"session", "switch"}:
+            self._standings.pop(revocation.id, None)
+            self._loading.pop(revocation.id, None)
+        elif revocation.kind != "key":
+            # Whose session each look-up is for is not known yet.
+            self._loading.clear()
+            for id_ in [id_ for id_, known in self._standings.items() if revocation.concerns(known.scope)]:
+                del self._standings[id_]
+
+    def forget_all(self) -> None:
+        """Look everything up again."""
+        self._standings.clear()
+        self._loading.clear()
 
     async def close(self) -> None:
         """Wait for the look-ups under way."""
@@ -120,7 +135,7 @@ class SessionAuthenticator:
         if standing is None:
             return None
         now = clock.timestamp()
-        if not 0 <= now - standing.seen_at < self._cache_s:
+        if not 0 <= now - standing.seen_at < self._revocations.cache_s(self._cache_s):
             return None
         if now >= standing.ends_at:
             raise SessionExpired
@@ -150,10 +165,13 @@ class SessionAuthenticator:
         now = clock.timestamp()
         try:
             async with self._database.system_unit_of_work() as unit:
-                row = await UnscopedIdentityRepository(unit).find_standing(session_id)
+                repository = UnscopedSessionRepository(unit)
+                row = await repository.find_standing(session_id)
+                if row is not None and clock.now() - row["last_used_at"] > _NOTED_EVERY:
+                    await repository.touch(session_id, now=clock.now())
         except PoolTimeout as error:
             raise Unavailable("The database is not available.", retry_after_s=2) from error
-        if row is None or row["revoked_at"] is not None or row["role"] is None:
+        if row is None or row["revoked_at"] is not None or row["disabled_at"] is not None or row["role"] is None:
             raise SessionRevoked
         ends_at = min(row["idle_expires_at"], row["absolute_expires_at"]).timestamp()
         if now >= ends_at:

@@ -1,6 +1,6 @@
 """What can go wrong with who someone is."""
 
-from parley.core.errors import Conflict, Forbidden, Invalid, Unauthenticated, Unavailable
+from parley.core.errors import Conflict, Forbidden, Invalid, NotFound, Unauthenticated, Unavailable
 
 
 class TokenInvalid(Unauthenticated):
@@ -50,6 +50,76 @@ class CredentialsInvalid(Unauthenticated):
 
     code = "invalid_credentials"
     message = "The e-mail address or the password is not right."
+
+
+class ApiKeyInvalid(Unauthenticated):
+    """An API key that does not hold, for whatever reason: the caller is not told which."""
+
+    code = "api_key_invalid"
+    message = "The API key is not valid."
+
+
+class ApiKeyExpired(Unauthenticated):
+    """An API key that was good until its time came."""
+
+    code = "api_key_expired"
+    message = "The API key has expired."
+
+
+class ApiKeyNotFound(NotFound):
+    """No such key, or not the caller's."""
+
+    code = "api_key_not_found"
+    message = "No such API key."
+
+
+class SessionNotFound(NotFound):
+    """No such session, or not the caller's."""
+
+    code = "session_not_found"
+    message = "No such session."
+
+
+class LinkInvalid(Invalid):
+    """A token from a mail that does not exist, was used, is not the newest or has expired: one answer for all."""
+
+    code = "link_invalid"
+    message = "This link is not valid any more. Ask for a new one."
+
+
+class PasswordWrong(Forbidden):
+    """The current password is not right. Not 401: the credential of the request is good."""
+
+    code = "invalid_credentials"
+    message = "The current password is not right."
+
+
+class PasswordMissing(Conflict):
+    """The account signs in elsewhere and has no password here."""
+
+    code = "no_password"
+    message = "This account has no password."
+
+
+class EmailUnverified(Forbidden):
+    """The password is right, and the address has not been confirmed, which it must be here."""
+
+    code = "email_unverified"
+    message = "Confirm your e-mail address first. A link was sent to it."
+
+
+class AccountDisabled(Forbidden):
+    """The password is right, and an operator has closed the account."""
+
+    code = "account_disabled"
+    message = "This account is closed."
+
+
+class CsrfRefused(Forbidden):
+    """A request with or for a session's cookie that does not prove that our own page sent it."""
+
+    code = "csrf_refused"
+    message = "This request must come from the application itself."
 
 
 class NoWorkspace(Forbidden):

@@ -1,41 +1,27 @@
-"""SQL of users, passwords and sessions."""
+"""SQL of users and passwords."""
 
-from dataclasses import dataclass
-from datetime import datetime, timedelta
-from enum import StrEnum
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import CursorResult, Executable, RowMapping, ScalarSelect, func, select, update
+from sqlalchemy import CursorResult, Executable, RowMapping, select, update
 from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.exc import IntegrityError
 from sqlmodel import col
 
 from parley.core.db import UnitOfWork
 from parley.core.scope import Scope
 from parley.identity.models import PasswordCredential, Session, User
+from parley.identity.session_repository import USER
 from parley.tenancy.service import membership_places
 
-_USER = (col(User.id), col(User.email), col(User.name), col(User.email_verified))
-
-
-class Rotation(StrEnum):
-    """What presenting a refresh token came to."""
-
-    ROTATED = "rotated"
-    REPEATED = "repeated"  # within grace: the current token once more
-    REVOKED = "revoked"
-    EXPIRED = "expired"
-    AHEAD = "ahead"
-    REUSED = "reused"
-
-
-@dataclass(frozen=True, slots=True)
-class SessionLimits:
-    """How long sessions live, and how long a token's parent still gets it."""
-
-    idle: timedelta
-    absolute: timedelta
-    grace: timedelta
+_WITH_PASSWORD: tuple[Any, ...] = (
+    *USER,
+    col(User.disabled_at),
+    col(PasswordCredential.password_hash),
+    col(PasswordCredential.failures),
+    col(PasswordCredential.updated_at).label("password_since"),
+)
 
 
 class UnscopedIdentityRepository:
@@ -69,143 +55,95 @@ class UnscopedIdentityRepository:
     async def find_user(self, email_norm: str) -> RowMapping | None:
         """Return a user by address, with `password_hash`."""
         statement = (
-            select(*_USER, col(PasswordCredential.password_hash))
+            select(*_WITH_PASSWORD)
             .outerjoin(PasswordCredential, col(PasswordCredential.user_id) == col(User.id))
             .where(col(User.email_norm) == email_norm)
         )
         return (await self._execute(statement)).mappings().one_or_none()
 
-    @staticmethod
-    def last_workspace(user_id: UUID) -> ScalarSelect[UUID]:
-        """Return the expression for the workspace of a user's most recently used session."""
-        newest = select(col(Session.workspace_id)).where(col(Session.user_id) == user_id)
-        return newest.order_by(col(Session.rotated_at).desc()).limit(1).scalar_subquery()
-
-    async def add_session(
-        self,
-        *,
-        id: UUID,
-        user_id: UUID,
-        workspace_id: UUID,
-        salt: bytes,
-        user_agent: str | None,
-        now: datetime,
-        limits: SessionLimits,
-    ) -> None:
-        """Add a session at counter 0."""
-        await self._execute(
-            insert(Session).values(
-                id=id,
-                user_id=user_id,
-                workspace_id=workspace_id,
-                counter=0,
-                salt=salt,
-                user_agent=user_agent,
-                created_at=now,
-                rotated_at=now,
-                idle_expires_at=now + min(limits.idle, limits.absolute),
-                absolute_expires_at=now + limits.absolute,
-            )
-        )
-
-    async def find_session(self, session_id: UUID) -> RowMapping | None:
-        """Return a session with its user and, unless the membership is gone, `workspace_name` and `role`."""
-        place = membership_places()
+    async def find_user_by_id(self, user_id: UUID) -> RowMapping | None:
+        """Return a user, with `password_hash` and what else sign-in asks for."""
         statement = (
-            select(
-                *_USER,
-                col(Session.workspace_id),
-                col(Session.salt),
-                place.c.name.label("workspace_name"),
-                place.c.role,
-            )
-            .join(User, col(User.id) == col(Session.user_id))
-            .outerjoin(
-                place,
-                (place.c.user_id == col(Session.user_id)) & (place.c.workspace_id == col(Session.workspace_id)),
-            )
-            .where(col(Session.id) == session_id)
+            select(*_WITH_PASSWORD)
+            .outerjoin(PasswordCredential, col(PasswordCredential.user_id) == col(User.id))
+            .where(col(User.id) == user_id)
         )
         return (await self._execute(statement)).mappings().one_or_none()
 
-    async def find_standing(self, session_id: UUID) -> RowMapping | None:
-        """Return what authentication asks of a session: whose, where, until when, and the role or None."""
-        place = membership_places()
+    async def lock_password(self, user_id: UUID) -> str | None:
+        """Return a user's hash, which nobody else changes until the transaction ends."""
+        statement = select(col(PasswordCredential.password_hash)).where(col(PasswordCredential.user_id) == user_id)
+        # Not a shared lock: two that hold one and both go on to write would wait for each other.
+        return (await self._execute(statement.with_for_update(key_share=True))).scalar_one_or_none()
+
+    async def change_hash(self, user_id: UUID, *, old: str, new: str, now: datetime) -> bool:
+        """Replace a password; False if it is not the old one any more."""
         statement = (
-            select(
-                col(Session.user_id),
-                col(Session.workspace_id),
-                col(Session.revoked_at),
-                col(Session.idle_expires_at),
-                col(Session.absolute_expires_at),
-                place.c.role,
-            )
-            .outerjoin(
-                place,
-                (place.c.user_id == col(Session.user_id)) & (place.c.workspace_id == col(Session.workspace_id)),
-            )
-            .where(col(Session.id) == session_id)
-        )
-        return (await self._execute(statement)).mappings().one_or_none()
-
-    async def rotate(
-        self, session_id: UUID, counter: int, *, user_agent: str | None, now: datetime, limits: SessionLimits
-    ) -> tuple[Rotation, int]:
-        """Exchange a refresh token whose MAC was verified; return what came of it and the session's counter.
-
-        A compare-and-swap on the counter: of any number that present the same token one advances it. The others get
-        the same successor within the grace. Anything older revokes the session, in this transaction, which the caller
-        must let commit before it refuses.
-        """
-        idle = now + limits.idle
-        swapped = await self._execute(
-            update(Session)
-            .where(
-                col(Session.id) == session_id,
-                col(Session.counter) == counter,
-                col(Session.revoked_at).is_(None),
-                col(Session.idle_expires_at) > now,
-                col(Session.absolute_expires_at) > now,
-            )
-            .values(
-                counter=counter + 1,
-                rotated_at=now,
-                user_agent=user_agent,
-                # Never past the absolute limit, which nothing extends.
-                idle_expires_at=func.least(idle, col(Session.absolute_expires_at)),
-            )
-            .returning(col(Session.counter))
-        )
-        advanced = swapped.scalar_one_or_none()
-        if advanced is not None:
-            return Rotation.ROTATED, advanced
-        return await self._refuse_or_repeat(session_id, counter, user_agent=user_agent, now=now, grace=limits.grace)
-
-    async def _refuse_or_repeat(
-        self, session_id: UUID, counter: int, *, user_agent: str | None, now: datetime, grace: timedelta
-    ) -> tuple[Rotation, int]:
-        statement = select(Session.__table__).where(col(Session.id) == session_id).with_for_update()  # type: ignore[attr-defined]  # SQLModel does not type __table__
-        row: Any = (await self._execute(statement)).one()
-        if row.revoked_at is not None:
-            return Rotation.REVOKED, row.counter
-        if now >= min(row.idle_expires_at, row.absolute_expires_at):
-            return Rotation.EXPIRED, row.counter
-        if counter > row.counter:
-            return Rotation.AHEAD, row.counter
-        if counter == row.counter - 1 and now < row.rotated_at + grace and user_agent == row.user_agent:
-            return Rotation.REPEATED, row.counter
-        await self.revoke(session_id, reason="reuse", now=now)
-        return Rotation.REUSED, row.counter
-
-    async def revoke(self, session_id: UUID, *, reason: str, now: datetime) -> bool:
-        """End a session; False if it was ended already or does not exist."""
-        statement = (
-            update(Session)
-            .where(col(Session.id) == session_id, col(Session.revoked_at).is_(None))
-            .values(revoked_at=now, revoke_reason=reason)
-            .returning(col(Session.id))
+            update(PasswordCredential)
+            .where(col(PasswordCredential.user_id) == user_id, col(PasswordCredential.password_hash) == old)
+            .values(password_hash=new, updated_at=now, failures=0, failed_at=None)
+            .returning(col(PasswordCredential.user_id))
         )
         return (await self._execute(statement)).scalar_one_or_none() is not None
+
+    async def set_password(self, user_id: UUID, password_hash: str, *, now: datetime) -> None:
+        """Set a password whatever was there, and forget what was guessed."""
+        fresh = {"password_hash": password_hash, "updated_at": now, "failures": 0, "failed_at": None}
+        statement = insert(PasswordCredential).values(user_id=user_id, **fresh)
+        await self._execute(statement.on_conflict_do_update(index_elements=["user_id"], set_=fresh))
+
+    async def note_failure(self, user_id: UUID, *, now: datetime) -> None:
+        """Count a wrong password."""
+        more = col(PasswordCredential.failures) + 1
+        await self._execute(
+            update(PasswordCredential)
+            .where(col(PasswordCredential.user_id) == user_id)
+            .values(failures=more, failed_at=now)
+        )
+
+    async def forget_failures(self, user_id: UUID) -> None:
+        """Begin to count anew."""
+        await self._execute(
+            update(PasswordCredential)
+            .where(col(PasswordCredential.user_id) == user_id, col(PasswordCredential.failures) > 0)
+            .values(failures=0, failed_at=None)
+        )
+
+    async def verify_email(self, user_id: UUID, email: str) -> bool:
+        """Mark a user's address as confirmed; False if it is another one by now."""
+        statement = (
+            update(User)
+            .where(col(User.id) == user_id, col(User.email) == email)
+            .values(email_verified=True)
+            .returning(col(User.id))
+        )
+        return (await self._execute(statement)).scalar_one_or_none() is not None
+
+    async def change_email(self, user_id: UUID, *, email: str, email_norm: str) -> bool:
+        """Give a user another address, confirmed; False if it is taken."""
+        taken = select(col(User.id)).where(col(User.email_norm) == email_norm, col(User.id) != user_id)
+        if (await self._execute(taken)).first() is not None:
+            return False
+        statement = (
+            update(User).where(col(User.id) == user_id).values(email=email, email_norm=email_norm, email_verified=True)
+        )
+        try:
+            await self._execute(statement)
+        except IntegrityError:
+            # Taken at this very moment. The transaction can only be rolled back.
+            return False
+        return True
+
+    async def has_been_at(self, user_id: UUID, address: str | None) -> bool:
+        """Whether a session of a user was opened from an address."""
+        if address is None:
+            return False
+        statement = select(col(Session.id)).where(col(Session.user_id) == user_id, col(Session.address) == address)
+        return (await self._execute(statement.limit(1))).first() is not None
+
+    async def refuse_tokens_before(self, user_id: UUID, moment: datetime) -> None:
+        """Have other issuers' tokens refused that were made before a moment."""
+        await self._execute(update(User).where(col(User.id) == user_id).values(tokens_valid_after=moment))
 
     async def _execute(self, statement: Executable) -> CursorResult[Any]:
         return await (await self._unit.connection()).execute(statement)
@@ -222,7 +160,7 @@ class AccountRepository:
         """Return the caller with `workspace_name` and `role`."""
         place = membership_places()
         statement = (
-            select(*_USER, place.c.workspace_id, place.c.name.label("workspace_name"), place.c.role)
+            select(*USER, place.c.workspace_id, place.c.name.label("workspace_name"), place.c.role)
             .join(place, place.c.user_id == col(User.id))
             .where(col(User.id) == self._scope.user_id, place.c.workspace_id == self._scope.workspace_id)
         )

@@ -1,76 +1,82 @@
-"""Accounts and sessions. Callable without HTTP: the command line uses it as it is."""
+"""Accounts: signing up and in. Callable without HTTP: the command line uses it as it is."""
 
 import logging
-import secrets
 from uuid import UUID
 
 from sqlalchemy import RowMapping
 
 from parley.core import clock
-from parley.core.db import Database
-from parley.core.errors import Unauthenticated
+from parley.core.api_limits import network_of
+from parley.core.db import Database, UnitOfWork
 from parley.core.ids import new_id
-from parley.core.scope import Scope
+from parley.core.origin import current_origin
+from parley.core.rate_limits import Limit, RateLimits, TooMany
+from parley.core.scope import NO_WORKSPACE, Scope
+from parley.core.settings import Settings
 from parley.identity import email_address
-from parley.identity.authenticator import SessionAuthenticator
+from parley.identity.devices import Devices
+from parley.identity.erasures import AccountDeleted, ErasureService
 from parley.identity.errors import (
+    AccountDisabled,
     CredentialsInvalid,
     EmailInvalid,
     EmailTaken,
+    EmailUnverified,
     NoWorkspace,
-    RefreshInvalid,
-    SessionExpired,
     SessionRevoked,
-    SessionUnknown,
 )
+from parley.identity.guessing import Guessing
+from parley.identity.mails import Template, queue_mail
 from parley.identity.passwords import Passwords
-from parley.identity.refresh import RefreshTokens
-from parley.identity.repository import AccountRepository, Rotation, SessionLimits, UnscopedIdentityRepository
+from parley.identity.repository import AccountRepository, UnscopedIdentityRepository
 from parley.identity.schemas import MeRead, TokenAnswer, UserRead
-from parley.identity.tokens import AccessTokens
+from parley.identity.session_repository import UnscopedSessionRepository
+from parley.identity.sessions import SessionService
+from parley.tenancy.audit import Action, record
 from parley.tenancy.schemas import WorkspaceRead
 from parley.tenancy.service import UnscopedWorkspaces
 
 logger = logging.getLogger(__name__)
 
-_SALT_BYTES = 16
-_USER_AGENT_LENGTH = 400
-
-_REFUSALS: dict[Rotation, type[Unauthenticated]] = {
-    Rotation.REVOKED: SessionRevoked,
-    Rotation.REUSED: SessionRevoked,
-    Rotation.EXPIRED: SessionExpired,
-    Rotation.AHEAD: SessionUnknown,
-}
+_HOUR_S = 3600
+_TRIES = 3
 
 
 class IdentityService:
-    """Signs people up, in and out, and keeps their sessions. Each method is whole: it opens its own transactions."""
+    """Signs people up and in. Each method is whole: it opens its own transactions."""
 
     def __init__(
         self,
         database: Database,
         *,
-        tokens: AccessTokens,
-        refresh_tokens: RefreshTokens,
         passwords: Passwords,
-        authenticator: SessionAuthenticator,
-        limits: SessionLimits,
+        sessions: SessionService,
+        devices: Devices,
+        guessing: Guessing,
+        limits: RateLimits,
+        settings: Settings,
     ) -> None:
         self._database = database
-        self._tokens = tokens
-        self._refresh_tokens = refresh_tokens
         self._passwords = passwords
-        self._authenticator = authenticator
+        self.sessions = sessions
+        self.devices = devices
+        self._guessing = guessing
         self._limits = limits
+        self._sign_ups = Limit("signup", settings.limits.signup_per_hour, _HOUR_S)
+        self._mails = Limit("mail", settings.limits.mail_per_hour, _HOUR_S)
+        self.verification_required = settings.auth.verify_email == "required"
+        self.erasures: ErasureService | None = None
+        """Who brings closed accounts back; the shell puts it here, since it has to know every module."""
 
     async def sign_up(
-        self, *, email: str, password: str, name: str | None = None, user_agent: str | None = None
-    ) -> TokenAnswer:
+        self, *, email: str, password: str, name: str | None = None, cookie: bool = False
+    ) -> TokenAnswer | None:
         """Make an account with a workspace of its own, and sign it in.
 
-        Raises `EmailInvalid`, `PasswordRefused`, `EmailTaken`, `PasswordsBusy`.
+        None where addresses must be confirmed first: alike for a taken one, whose owner is told by mail. Raises
+        `EmailInvalid`, `PasswordRefused`, `PasswordsBusy`, `TooMany`, and `EmailTaken` where nothing is confirmed.
         """
+        await self._limits.hit(self._sign_ups, network_of(current_origin().address))
         given, norm = email_address.parse(email)
         name = (name or "").strip() or None
         self._passwords.check(password, email=given)
@@ -80,90 +86,110 @@ class IdentityService:
         async with self._database.system_unit_of_work() as unit:
             repository = UnscopedIdentityRepository(unit)
             if not await repository.add_user(id=user.id, email=given, email_norm=norm, name=name):
-                raise EmailTaken
+                if not self.verification_required:
+                    raise EmailTaken
+                taken = await repository.find_user(norm)
+                if taken is not None and await self._may_write_to(norm):
+                    again = Template.ALREADY_REGISTERED if taken["email_verified"] else Template.VERIFY_EMAIL
+                    await queue_mail(unit, again, user_id=taken["id"])
+                return None
             await repository.add_password(user.id, password_hash)
             owner_name = name or given.partition("@")[0]
             workspace = await UnscopedWorkspaces(unit).create_personal(user.id, owner_name=owner_name)
-            session_id, refresh_token = await self._open_session(repository, user.id, workspace.id, user_agent)
-        logger.info("signed up", extra={"user_id": user.id, "session_id": session_id})
-        return self._answer(user, workspace, session_id=session_id, refresh_token=refresh_token)
+            await queue_mail(unit, Template.VERIFY_EMAIL, user_id=user.id)
+            await record(unit, Action.ACCOUNT_CREATED, workspace_id=workspace.id, user_id=user.id, target=str(user.id))
+            answer = None
+            if not self.verification_required:
+                answer = await self.sessions.open(unit, user, workspace, how="sign_up", cookie=cookie)
+        logger.info("signed up", extra={"user_id": user.id})
+        return answer
 
-    async def sign_in(self, *, email: str, password: str, user_agent: str | None = None) -> TokenAnswer:
+    async def sign_in(
+        self, *, email: str, password: str, cookie: bool = False, restore: bool = False, device: str | None = None
+    ) -> TokenAnswer:
         """Open a session in the workspace that was used last, at first the user's own.
 
-        Raises `CredentialsInvalid` alike for a wrong password and an unknown account, `NoWorkspace`, `PasswordsBusy`.
+        `restore` brings an account back that is being deleted; `device` proves that its holder was let in before.
+        Raises `CredentialsInvalid` alike for a wrong password and an unknown account, `TooMany`, `NoWorkspace`,
+        `EmailUnverified`, `AccountDisabled`, `AccountDeleted`, `PasswordsBusy`.
         """
-        row = await self._find_user(email)
+        norm, row, known_place = await self._find_user(email)
         stored: str | None = row["password_hash"] if row is not None else None
-        verdict = await self._passwords.verify(password, stored)
+        known_device = row is not None and stored is not None and self.devices.is_known(
+            device, row["id"], password_since=row["password_since"]
+        )  # fmt: skip
+        guess = self._guessing.attempt(
+            norm or email.casefold(),
+            known_device=known_device,
+            failures=row["failures"] if row is not None and stored is not None else None,
+            known_place=known_place,
+        )
+        async with guess as attempt:
+            verdict = await self._passwords.verify(password, stored)
+            attempt.succeeded = row is not None and stored is not None and verdict.ok
         if row is None or stored is None or not verdict.ok:
-            logger.info("sign-in refused", extra={"user_id": row["id"] if row is not None else None})
+            await self._refuse(row)
             raise CredentialsInvalid
+        for _ in range(_TRIES):
+            answer = await self._enter(row, stored, new_hash=verdict.new_hash, cookie=cookie, restore=restore)
+            if answer is not None:
+                return answer
+            # Changed since it was looked at: by its owner, or by another sign-in that hashed it anew.
+            _, row, _ = await self._find_user(email)
+            stored = row["password_hash"] if row is not None else None
+            verdict = await self._passwords.verify(password, stored)
+            if row is None or stored is None or not verdict.ok:
+                break
+        raise CredentialsInvalid
+
+    async def _enter(
+        self, row: RowMapping, stored: str, *, new_hash: str | None, cookie: bool, restore: bool
+    ) -> TokenAnswer | None:
+        """Open a session for a password that was right; None if the password is another one by now."""
         user = UserRead.model_validate(row)
         async with self._database.system_unit_of_work() as unit:
             repository = UnscopedIdentityRepository(unit)
-            if verdict.new_hash is not None:
-                await repository.replace_hash(user.id, old=stored, new=verdict.new_hash, now=clock.now())
-            preferred = repository.last_workspace(user.id)
+            # A change that commits after this ends the session that is opened here; one before it is seen.
+            if await repository.lock_password(user.id) != stored:
+                return None
+            if row["disabled_at"] is not None:
+                await self._bring_back(unit, user.id, restore=restore)
+            if self.verification_required and not user.email_verified:
+                raise EmailUnverified
+            if new_hash is not None:
+                await repository.replace_hash(user.id, old=stored, new=new_hash, now=clock.now())
+            await repository.forget_failures(user.id)
+            preferred = UnscopedSessionRepository(unit).last_workspace(user.id)
             workspace = await UnscopedWorkspaces(unit).find_home(user.id, preferred=preferred)
             if workspace is None:
                 raise NoWorkspace
-            session_id, refresh_token = await self._open_session(repository, user.id, workspace.id, user_agent)
-        logger.info("signed in", extra={"user_id": user.id, "session_id": session_id})
-        return self._answer(user, workspace, session_id=session_id, refresh_token=refresh_token)
+            answer = await self.sessions.open(unit, user, workspace, how="password", cookie=cookie)
+        logger.info("signed in", extra={"user_id": user.id})
+        return answer
 
-    async def refresh(self, refresh_token: str, *, user_agent: str | None = None) -> TokenAnswer:
-        """Exchange a refresh token for its successor and a new access token.
+    async def _may_write_to(self, norm: str) -> bool:
+        """Whether a stranger may have one more mail written to an address. Over the limit it is left out silently."""
+        try:
+            await self._limits.hit(self._mails, norm)
+        except TooMany:
+            return False
+        return True
 
-        Raises `RefreshInvalid`, `SessionRevoked`, `SessionExpired`, `SessionUnknown`. A token that was used before
-        and is past its grace revokes the session.
-        """
-        presented = self._refresh_tokens.parse(refresh_token)
+    async def _bring_back(self, unit: UnitOfWork, user_id: UUID, *, restore: bool) -> None:
+        erase_after = await self.erasures.pending(unit, user_id) if self.erasures else None
+        if self.erasures is None or erase_after is None:
+            raise AccountDisabled
+        if not restore:
+            raise AccountDeleted(details={"erase_after": erase_after.isoformat()})
+        await self.erasures.restore(unit, user_id)
+
+    async def _refuse(self, row: RowMapping | None) -> None:
+        """Write a refusal down: with the same statements whether or not there is an account."""
+        user_id: UUID | None = row["id"] if row is not None else None
         async with self._database.system_unit_of_work() as unit:
-            repository = UnscopedIdentityRepository(unit)
-            row = await repository.find_session(presented.session_id)
-            if row is None:
-                raise RefreshInvalid
-            self._refresh_tokens.verify(presented, salt=row["salt"])
-            if row["role"] is None:
-                raise SessionRevoked
-            outcome, counter = await repository.rotate(
-                presented.session_id,
-                presented.counter,
-                user_agent=_shortened(user_agent),
-                now=clock.now(),
-                limits=self._limits,
-            )
-            if outcome is Rotation.REUSED:
-                unit.after_commit(lambda: self._authenticator.forget(presented.session_id))
-        # The transaction has committed: a revocation holds before anyone hears of it.
-        if outcome is Rotation.REUSED:
-            about = {"user_id": row["id"], "session_id": presented.session_id}
-            logger.warning("a refresh token was used again: session revoked", extra=about)
-        if outcome in _REFUSALS:
-            raise _REFUSALS[outcome]
-        return self._answer(
-            UserRead.model_validate(row),
-            WorkspaceRead(id=row["workspace_id"], name=row["workspace_name"], role=row["role"]),
-            session_id=presented.session_id,
-            refresh_token=self._refresh_tokens.make(presented.session_id, counter, salt=row["salt"]),
-        )
-
-    async def sign_out(self, access_token: str | None, *, refresh_token: str | None = None) -> None:
-        """End the session of either token, at once. Signing out twice is no error.
-
-        Raises `Unauthenticated` if neither token is one of ours.
-        """
-        session_id = await self._session_of_refresh_token(refresh_token) if refresh_token else None
-        if session_id is None:
-            session_id = self._tokens.verify(access_token).session_id if access_token else None
-        if session_id is None:
-            raise RefreshInvalid if refresh_token else Unauthenticated
-        async with self._database.system_unit_of_work() as unit:
-            ended = await UnscopedIdentityRepository(unit).revoke(session_id, reason="sign_out", now=clock.now())
-            unit.after_commit(lambda: self._authenticator.forget(session_id))
-        if ended:
-            logger.info("signed out", extra={"session_id": session_id})
+            await UnscopedIdentityRepository(unit).note_failure(user_id or NO_WORKSPACE, now=clock.now())
+            await record(unit, Action.SESSION_REFUSED, user_id=user_id, actor="anonymous", outcome="failure")
+        logger.info("sign-in refused", extra={"user_id": user_id})
 
     async def me(self, scope: Scope) -> MeRead:
         """Return the caller."""
@@ -177,13 +203,18 @@ class IdentityService:
             await repository.rename(name)
             return await self._account(repository)
 
-    async def _find_user(self, email: str) -> RowMapping | None:
+    async def _find_user(self, email: str) -> tuple[str, RowMapping | None, bool]:
+        """Return the folded address, its user, and whether the user has been let in from here before."""
         try:
             _, norm = email_address.parse(email)
         except EmailInvalid:
-            return None
+            # No account has it. Counted all the same, as any other address.
+            norm = ""
         async with self._database.system_unit_of_work() as unit:
-            return await UnscopedIdentityRepository(unit).find_user(norm)
+            repository = UnscopedIdentityRepository(unit)
+            row = await repository.find_user(norm)
+            known = await repository.has_been_at(row["id"] if row else NO_WORKSPACE, current_origin().address)
+        return norm, row, known
 
     async def _account(self, repository: AccountRepository) -> MeRead:
         row = await repository.get()
@@ -192,46 +223,3 @@ class IdentityService:
         workspace = WorkspaceRead(id=row["workspace_id"], name=row["workspace_name"], role=row["role"])
         user = UserRead.model_validate(row)
         return MeRead(**user.model_dump(), workspace=workspace)
-
-    async def _session_of_refresh_token(self, refresh_token: str) -> UUID | None:
-        try:
-            presented = self._refresh_tokens.parse(refresh_token)
-            async with self._database.system_unit_of_work() as unit:
-                row = await UnscopedIdentityRepository(unit).find_session(presented.session_id)
-            if row is None:
-                return None
-            # Any generation may end its session: the most that a stolen old token does here is what reuse does.
-            self._refresh_tokens.verify(presented, salt=row["salt"])
-        except RefreshInvalid:
-            return None
-        return presented.session_id
-
-    async def _open_session(
-        self, repository: UnscopedIdentityRepository, user_id: UUID, workspace_id: UUID, user_agent: str | None
-    ) -> tuple[UUID, str]:
-        session_id, salt = new_id(), secrets.token_bytes(_SALT_BYTES)
-        await repository.add_session(
-            id=session_id,
-            user_id=user_id,
-            workspace_id=workspace_id,
-            salt=salt,
-            user_agent=_shortened(user_agent),
-            now=clock.now(),
-            limits=self._limits,
-        )
-        return session_id, self._refresh_tokens.make(session_id, 0, salt=salt)
-
-    def _answer(self, user: UserRead, workspace: WorkspaceRead, *, session_id: UUID, refresh_token: str) -> TokenAnswer:
-        issued = self._tokens.issue(user.id, workspace.id, session_id)
-        return TokenAnswer(
-            user=user,
-            workspace=workspace,
-            access_token=issued.token,
-            token_type="bearer",  # noqa: S106 - the kind, no token
-            expires_in=issued.expires_in,
-            refresh_token=refresh_token,
-        )
-
-
-def _shortened(user_agent: str | None) -> str | None:
-    return user_agent.replace("\x00", "")[:_USER_AGENT_LENGTH] if user_agent else None

@@ -24,7 +24,8 @@ class Job(TenantTable, table=True):
             unique=True,
             postgresql_where=text("dedupe_key IS NOT NULL"),
         ),
-        Index("ix_jobs_due", "workspace_id", "run_at", postgresql_where=text("status IN ('queued', 'running')")),
+        Index("ix_jobs_due", "workspace_id", "run_at", postgresql_where=text("status = 'queued'")),
+        Index("ix_jobs_running", "workspace_id", "lease_until", postgresql_where=text("status = 'running'")),
         Index("ix_jobs_user_id", "workspace_id", "user_id", "id"),
     )
 

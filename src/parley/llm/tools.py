@@ -29,6 +29,7 @@ class ToolContext:
 class Tool:
     """A function that a model may call. `run` returns what the model is told, as JSON.
 
+    `permission` is what the scope of the reply must have: an API key's tools reach no further than its scopes.
     `idempotent`: running it twice does what running it once does, so a call whose outcome is unknown may be repeated.
     """
 
@@ -36,6 +37,7 @@ class Tool:
     description: str
     arguments: type[BaseModel]
     run: Callable[[ToolContext, Any], Awaitable[dict[str, Any]]]
+    permission: str
     idempotent: bool = False
 
     @property

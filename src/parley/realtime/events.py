@@ -31,6 +31,11 @@ class Channel:
         return (self.workspace_id, self.key)
 
 
+def user_channel(workspace_id: UUID, user_id: UUID) -> Channel:
+    """Return a user's inbox. Its clients call it `user:me`; only that user sees its rows."""
+    return Channel(workspace_id, f"user:{user_id}", "user:me", owner_id=user_id)
+
+
 @dataclass(frozen=True, slots=True)
 class NewEvent:
     """An event that is to be appended."""

@@ -8,7 +8,8 @@ from urllib.parse import urlsplit
 from starlette.types import Message, Receive, Send
 from starlette.types import Scope as AsgiScope
 
-from parley.core.errors import AppError, Unauthenticated, Unavailable
+from parley.core.api_limits import ApiLimits
+from parley.core.errors import AppError, RateLimited, Unauthenticated, Unavailable
 from parley.core.http_protocol import ABORT
 from parley.core.logging import log_context
 from parley.core.scope import Credential
@@ -49,6 +50,13 @@ class RealtimeEndpoint:
         if not origin_allowed(realtime, headers.get("origin")):
             # Before accept: the browser gets a 403 and no socket.
             await send({"type": "websocket.close", "code": Close.FORBIDDEN})
+            return
+        limits: ApiLimits = scope["app"].state.api_limits
+        client = scope.get("client")
+        try:
+            await limits.handshake(client[0] if client else None)
+        except RateLimited as error:
+            await _too_many(scope, send, retry_after_s=error.retry_after_s or 1)
             return
         if frames.SUBPROTOCOL not in scope["subprotocols"]:
             await send({"type": "websocket.accept"})
@@ -144,6 +152,15 @@ def _text(message: Message) -> str:
     if len(text.encode("utf-8", "replace")) > frames.HELLO_BYTES:
         raise Closing(Close.TOO_BIG, "frame too large before welcome")
     return str(text)
+
+
+async def _too_many(scope: AsgiScope, send: Send, *, retry_after_s: int) -> None:
+    if "websocket.http.response" not in scope.get("extensions", {}):
+        await send({"type": "websocket.close", "code": Close.TOO_MANY})
+        return
+    headers = [(b"retry-after", str(retry_after_s).encode()), (b"content-type", b"text/plain; charset=utf-8")]
+    await send({"type": "websocket.http.response.start", "status": 429, "headers": headers})
+    await send({"type": "websocket.http.response.body", "body": b"Too many connections."})
 
 
 async def _say(send: Send, text: str) -> None:

@@ -94,3 +94,6 @@ class RealtimeTicket(SQLModel, table=True):
     user_id: UUID
     session_id: UUID | None = None
     expires_at: datetime
+    key_id: UUID | None = None
+    issuer: str | None = Field(default=None, max_length=64)
+    subject: str | None = Field(default=None, max_length=255)

@@ -90,7 +90,7 @@ class EventStream:
     def __init__(self, realtime: RealtimeDep, scope: CurrentScope) -> None:
         self._realtime = realtime
         self._moved = asyncio.Event()
-        self.session_id = scope.session_id
+        self.scope = scope
         self.revoked = False
         self.cursor = realtime.cursor(scope, self._moved.set)
         self.epoch = ""
@@ -102,8 +102,8 @@ class EventStream:
         self._realtime.streams.add(self)
         return snapshot
 
-    def revoke(self) -> None:
-        """End with the session that it was opened by."""
+    def end(self, code: int, reason: str) -> None:  # noqa: ARG002 - a stream has no close code
+        """End with what it was opened by."""
         self.revoked = True
         self._moved.set()
 

@@ -23,15 +23,17 @@ LOCK_CLASS = 0x7061726C  # "parl": the class of our processes' advisory locks
 TERMINAL = frozenset({"completed", "failed", "cancelled"})
 
 _CLAIM = """
-    UPDATE replies SET status = 'streaming', owner = $3, fence = fence + 1, attempt = attempt + 1,
+    UPDATE replies r SET status = 'streaming', owner = $3, fence = fence + 1, attempt = attempt + 1,
         lease_until = now() + make_interval(secs => $4)
     WHERE workspace_id = $1 AND id = $2 AND status IN ('queued', 'streaming') AND fence = $5
     RETURNING id, workspace_id, channel, user_id, question_id, options::text AS options, fence, attempt,
-              appended, start_seq, cancel_requested
+              appended, start_seq, cancel_requested,
+              (SELECT m.role FROM memberships m WHERE m.workspace_id = r.workspace_id AND m.user_id = r.user_id) AS role
 """
 _RELEASE = "UPDATE replies SET owner = NULL WHERE workspace_id = $1 AND id = $2 AND fence = $3"
 _ORPHANS = """
-    SELECT r.workspace_id, r.id, r.fence, r.status, r.channel, r.user_id, m.role FROM replies r
+    SELECT r.workspace_id, r.id, r.fence, r.status, r.channel, r.user_id, m.role, r.options::text AS options
+    FROM replies r
     LEFT JOIN memberships m ON m.workspace_id = r.workspace_id AND m.user_id = r.user_id
     WHERE r.status IN ('queued', 'streaming') AND r.owner IS DISTINCT FROM $1
       AND NOT EXISTS (SELECT 1 FROM pg_locks l WHERE l.locktype = 'advisory' AND l.classid = $2::bigint::oid
@@ -147,8 +149,10 @@ async def claim(
     row = await connection.fetchrow(_CLAIM, scope.workspace_id, reply_id, owner, lease_s, fence)
     if row is None:
         return None
+    options = orjson.loads(row["options"])
     run = Run(
-        scope=scope,
+        # Not the scope that claims: that of the reply before it, which another credential may have asked for.
+        scope=_scope_of(scope.workspace_id, scope.user_id, row["role"], options),
         reply_id=row["id"],
         question_id=row["question_id"],
         channel=Channel(row["workspace_id"], row["channel"], row["channel"]),
@@ -156,7 +160,7 @@ async def claim(
         attempt=row["attempt"],
         appended=row["appended"],
         start_seq=row["start_seq"],
-        options=orjson.loads(row["options"]),
+        options=options,
     )
     run.cancelled = row["cancel_requested"]
     return run
@@ -168,8 +172,18 @@ async def release(unit: UnitOfWork, run: Run) -> None:
     await connection.execute(_RELEASE, run.scope.workspace_id, run.reply_id, run.fence)
 
 
-def _scope_of(workspace_id: UUID, user_id: UUID, role: Role) -> Scope:
-    return Scope(workspace_id, user_id, role, permissions=permissions_of(role))
+def grants(scope: Scope) -> dict[str, Any]:
+    """Return what a run's options say of its asker's rights: nothing, unless the credential has fewer than the role."""
+    allowed = permissions_of(scope.role)
+    return {} if scope.permissions >= allowed else {"permissions": sorted(scope.permissions & allowed)}
+
+
+def _scope_of(workspace_id: UUID, user_id: UUID, role: str | None, options: dict[str, Any]) -> Scope:
+    # Whoever has left the workspace may do nothing more, and what they asked is still brought to its end.
+    permissions = permissions_of(Role(role)) if role else frozenset()
+    if (granted := options.get("permissions")) is not None:
+        permissions &= frozenset(granted)
+    return Scope(workspace_id, user_id, Role(role or Role.VIEWER), subject=str(user_id), permissions=permissions)
 
 
 async def orphans(unit: UnitOfWork, *, owner: int) -> Sequence[Orphan]:
@@ -181,8 +195,7 @@ async def orphans(unit: UnitOfWork, *, owner: int) -> Sequence[Orphan]:
             fence=row["fence"],
             status=row["status"],
             channel=Channel(row["workspace_id"], row["channel"], row["channel"]),
-            # Whoever has left the workspace may read no more, and what they asked is still brought to its end.
-            scope=_scope_of(row["workspace_id"], row["user_id"], Role(row["role"] or Role.VIEWER)),
+            scope=_scope_of(row["workspace_id"], row["user_id"], row["role"], orjson.loads(row["options"])),
         )
         for row in await connection.fetch(_ORPHANS, owner, LOCK_CLASS)
     ]

@@ -1,11 +1,14 @@
 """What a connection needs from the service, in one place."""
 
+import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 from uuid import UUID
 
 from parley.core.errors import Unauthenticated
+from parley.core.revocations import Revocation
 from parley.core.scope import Authenticator, Credential, Scope
 from parley.core.settings import RealtimeSettings
 from parley.realtime.bus import Bus
@@ -17,6 +20,11 @@ from parley.realtime.tickets import Tickets
 
 if TYPE_CHECKING:
     from parley.realtime.connection import Connection
+
+
+logger = logging.getLogger(__name__)
+
+_TOGETHER = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,12 +40,15 @@ class FrameHandler:
         return await self.handle(scope, frame)
 
 
-class Revocable(Protocol):
-    """A stream over HTTP that is open in the name of a session."""
+class Holder(Protocol):
+    """A socket or a stream over HTTP that is open in the name of a scope."""
 
-    session_id: UUID | None
+    @property
+    def scope(self) -> Scope:
+        """In whose name it is open."""
+        ...
 
-    def revoke(self) -> None:
+    def end(self, code: int, reason: str) -> None:
         """End it. Must not block."""
         ...
 
@@ -56,8 +67,9 @@ class Realtime:
     allow_loopback_origins: bool
     handlers: dict[str, FrameHandler] = field(default_factory=dict)
     connections: "set[Connection]" = field(default_factory=set)
-    streams: "set[Revocable]" = field(default_factory=set)
+    streams: "set[Holder]" = field(default_factory=set)
     per_user: dict[UUID, int] = field(default_factory=dict)
+    _tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
     async def authenticate(self, auth: Auth) -> Credential:
         """Verify what a `hello` or `auth` frame carries. Raises `Unauthenticated`."""
@@ -66,16 +78,51 @@ class Realtime:
             raise Unauthenticated("Give one of ticket, token and api_key.")
         if auth.ticket:
             return await self.tickets.redeem(auth.ticket)
-        return await self.authenticator.authenticate(given[0])
+        credential = await self.authenticator.authenticate(given[0])
+        # Each in its own field: what is written down as a token is not to be a key that lives for years.
+        if (credential.scope.key_id is not None) != bool(auth.api_key):
+            raise Unauthenticated("The credential is in the field of another kind.")
+        return credential
 
-    def revoke(self, session_id: UUID) -> None:
-        """End what is open in the name of a session."""
-        for connection in list(self.connections):
-            if connection.scope.session_id == session_id:
-                connection.end(Close.FORBIDDEN, "revoked")
-        for stream in list(self.streams):
-            if stream.session_id == session_id:
-                stream.revoke()
+    def revoke(self, revocation: Revocation) -> None:
+        """End what rests on what was revoked; what may only have changed is looked at again."""
+        concerned = [holder for holder in self._holders() if revocation.concerns(holder.scope)]
+        if revocation.kind == "membership":
+            self._look_again(concerned)
+        else:
+            for holder in concerned:
+                holder.end(Close.FORBIDDEN, "revoked")
+
+    def look_at_everything(self) -> None:
+        """Look at everything again that is open: revocations may have been missed."""
+        self._look_again(self._holders())
+
+    def _holders(self) -> "list[Holder]":
+        return [*self.connections, *self.streams]
+
+    def _look_again(self, holders: "list[Holder]") -> None:
+        if holders:
+            task = asyncio.create_task(self._reauthenticate(holders))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _reauthenticate(self, holders: "list[Holder]") -> None:
+        # A few at a time: they may be thousands.
+        for start in range(0, len(holders), _TOGETHER):
+            await asyncio.gather(*(self._reauthenticate_one(holder) for holder in holders[start : start + _TOGETHER]))
+
+    async def _reauthenticate_one(self, holder: "Holder") -> None:
+        try:
+            credential = await self.authenticator.reauthenticate(holder.scope)
+        except Unauthenticated:
+            holder.end(Close.FORBIDDEN, "revoked")
+        except Exception as error:  # noqa: BLE001 - whatever it is, the others are looked at too
+            # Nobody would look at it again, and it may be one that has ended: whoever comes back is verified.
+            logger.warning("a connection could not be looked at again", extra={"cause": type(error).__name__})
+            holder.end(Close.RETRY, "look again")
+        else:
+            if credential.scope.permissions != holder.scope.permissions:
+                holder.end(Close.RETRY, "rights changed")
 
     def cursor(self, scope: Scope, wake: Callable[[], None]) -> Cursor:
         """Return a cursor for one reader."""

@@ -15,12 +15,21 @@ from parley.core.scope import Authenticator, Credential, Role, Scope
 _PREFIX = "tk_"
 
 _STORE = """
-    INSERT INTO realtime_tickets (workspace_id, hash, user_id, session_id, expires_at) VALUES ($1, $2, $3, $4, $5)
+    INSERT INTO realtime_tickets (workspace_id, hash, user_id, session_id, key_id, issuer, subject, expires_at)
+    VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
 """
 _TAKE = """
-    DELETE FROM realtime_tickets WHERE workspace_id = $1 AND hash = $2 RETURNING user_id, session_id, expires_at
+    DELETE FROM realtime_tickets WHERE workspace_id = $1 AND hash = $2
+    RETURNING user_id, session_id, key_id, issuer, subject, expires_at
 """
-_SWEEP = "DELETE FROM realtime_tickets WHERE expires_at < now() - interval '1 minute'"
+_SWEEP = """
+    WITH gone AS (
+        DELETE FROM realtime_tickets WHERE (workspace_id, hash) IN (
+            SELECT workspace_id, hash FROM realtime_tickets WHERE expires_at < $1 LIMIT $2)
+        RETURNING 1
+    )
+    SELECT count(*) FROM gone
+"""
 
 
 class TicketInvalid(Unauthenticated):
@@ -45,11 +54,21 @@ class Tickets:
         async with self._database.unit_of_work(scope) as unit:
             connection = await unit.driver()
             digest = hashlib.sha256(secret).digest()
-            await connection.execute(_STORE, scope.workspace_id, digest, scope.user_id, scope.session_id, expires)
+            await connection.execute(
+                _STORE,
+                scope.workspace_id,
+                digest,
+                scope.user_id,
+                scope.session_id,
+                scope.key_id,
+                scope.issuer,
+                scope.subject,
+                expires,
+            )
         return _PREFIX + base64.urlsafe_b64encode(secret).decode()
 
     async def redeem(self, ticket: str) -> Credential:
-        """Take a ticket, once. Raises `TicketInvalid`, also when its session has ended meanwhile."""
+        """Take a ticket, once. Raises `TicketInvalid`, also when what it was asked for with has ended."""
         try:
             secret = base64.b64decode(ticket.removeprefix(_PREFIX).encode(), altchars=b"-_", validate=True)
         except (binascii.Error, ValueError):
@@ -63,11 +82,21 @@ class Tickets:
         if row is None or row["expires_at"] < clock.now():
             raise TicketInvalid
         return await self._authenticator.reauthenticate(
-            Scope(workspace_id, row["user_id"], Role.VIEWER, row["session_id"])
+            Scope(
+                workspace_id,
+                row["user_id"],
+                Role.VIEWER,
+                row["session_id"],
+                subject=row["subject"] or "",
+                key_id=row["key_id"],
+                issuer=row["issuer"],
+            )
         )
 
-    async def sweep(self) -> None:
-        """Remove tickets that nobody used."""
-        async with self._database.system_unit_of_work() as unit:
-            connection = await unit.driver()
-            await connection.execute(_SWEEP)
+
+async def clean_tickets(database: Database, limit: int) -> int:
+    """Remove at most `limit` tickets that nobody used; return how many."""
+    async with database.system_unit_of_work() as unit:
+        connection = await unit.driver()
+        removed: int = await connection.fetchval(_SWEEP, clock.now() - timedelta(minutes=1), limit)
+    return removed

@@ -7,6 +7,7 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 
 from parley.core.envelope import Envelope, ErrorEnvelope, PageEnvelope, dump, respond, respond_page
 from parley.core.errors import Unauthenticated
+from parley.core.idempotency import ONCE_RESPONSES, RequestOnce
 from parley.core.pagination import MAX_PER_PAGE, Page, PageRequest
 from parley.core.scope import CurrentScope, Scope
 from parley.tasks.dependencies import TaskReaderDep, TaskServiceDep
@@ -48,13 +49,13 @@ async def list_tasks(tasks: TaskReaderDep, page: Page, completed: Completed = No
     "",
     status_code=201,
     response_model=Envelope[TaskRead],
-    responses={**_CREATED, **_refusals(400)},
+    responses={**_CREATED, **_refusals(400), **ONCE_RESPONSES},
     openapi_extra=_WRITE,
 )
-async def create_task(request: Request, tasks: TaskServiceDep, body: TaskCreate) -> Response:
+async def create_task(request: Request, tasks: TaskServiceDep, once: RequestOnce, body: TaskCreate) -> Response:
     """Add a task of the caller's."""
     task = await tasks.add_task(body)
-    return respond(task, status=201, headers={"Location": f"{request.url.path}/{task.id}"})
+    return await once.keep(respond(task, status=201, headers={"Location": f"{request.url.path}/{task.id}"}))
 
 
 @router.get("/{task_id}", response_model=Envelope[TaskRead], responses=_refusals(404), openapi_extra=_READ)
@@ -129,12 +130,19 @@ async def list_user_tasks(
 
 
 @user_router.post(
-    "", status_code=201, response_model=UserTaskRead, responses={**_CREATED, **_refusals(400)}, openapi_extra=_WRITE
+    "",
+    status_code=201,
+    response_model=UserTaskRead,
+    responses={**_CREATED, **_refusals(400), **ONCE_RESPONSES},
+    openapi_extra=_WRITE,
 )
-async def create_user_task(request: Request, scope: OwnPath, tasks: TaskServiceDep, body: TaskCreate) -> Response:
+async def create_user_task(
+    request: Request, scope: OwnPath, tasks: TaskServiceDep, once: RequestOnce, body: TaskCreate
+) -> Response:
     """Add a task of the user's."""
     task = await tasks.add_task(body)
-    return _bare(dump(_for_user(task, scope)), status=201, headers={"Location": f"{request.url.path}/{task.id}"})
+    location = {"Location": f"{request.url.path}/{task.id}"}
+    return await once.keep(_bare(dump(_for_user(task, scope)), status=201, headers=location))
 
 
 @user_router.get("/{task_id}", response_model=UserTaskRead, responses=_refusals(404), openapi_extra=_READ)

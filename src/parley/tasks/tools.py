@@ -10,6 +10,7 @@ from parley.llm.tools import Tool, ToolContext
 from parley.tasks.repository import TaskRepository
 from parley.tasks.schemas import Description, DueAt, TaskCreate, TaskRead, Title
 from parley.tasks.service import TaskService
+from parley.tenancy.permissions import Permission
 
 _LISTED = 50
 
@@ -61,9 +62,13 @@ async def _complete_task(context: ToolContext, arguments: CompleteTask) -> dict[
     return {"task": _told(task)}
 
 
+_READ, _WRITE = Permission.TASKS_READ, Permission.TASKS_WRITE
+
 TOOLS: tuple[Tool, ...] = (
-    Tool("add_task", "Add a task to the user's list.", AddTask, _add_task),
-    Tool("list_tasks", f"List the user's newest {_LISTED} tasks.", ListTasks, _list_tasks, idempotent=True),
-    Tool("complete_task", "Mark one of the user's tasks as done.", CompleteTask, _complete_task, idempotent=True),
+    Tool("add_task", "Add a task to the user's list.", AddTask, _add_task, _WRITE),
+    Tool("list_tasks", f"List the user's newest {_LISTED} tasks.", ListTasks, _list_tasks, _READ, idempotent=True),
+    Tool(
+        "complete_task", "Mark one of the user's tasks as done.", CompleteTask, _complete_task, _WRITE, idempotent=True
+    ),
 )
 """The names are the ones that the built-in demo model calls."""

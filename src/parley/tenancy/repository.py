@@ -1,15 +1,32 @@
-"""SQL of workspaces and memberships, past the bounds of one workspace: before there is a scope."""
+"""SQL of workspaces and memberships."""
 
+from collections.abc import Sequence
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, RowMapping, ScalarSelect, Subquery, insert, select
+from sqlalchemy import (
+    ColumnElement,
+    RowMapping,
+    ScalarSelect,
+    Select,
+    Subquery,
+    column,
+    delete,
+    func,
+    select,
+    table,
+    text,
+    update,
+)
+from sqlalchemy.dialects.postgresql import insert
 from sqlmodel import col
 
 from parley.core.db import UnitOfWork
-from parley.core.scope import Role
+from parley.core.pagination import PageRequest
+from parley.core.scope import Role, Scope
 from parley.tenancy.models import Membership, Workspace
 
 NAME_LENGTH = 100
+_USERS = table("users", column("id"), column("email"), column("name"))
 
 
 def places() -> Subquery:
@@ -57,3 +74,128 @@ class UnscopedWorkspaceRepository:
         )
         connection = await self._unit.connection()
         return (await connection.execute(statement)).mappings().one_or_none()
+
+    async def find_place(self, user_id: UUID, workspace_id: UUID) -> RowMapping | None:
+        """Return `id, name, role` of a user's place in a workspace."""
+        place = places()
+        statement = select(place.c.workspace_id.label("id"), place.c.name, place.c.role).where(
+            place.c.user_id == user_id, place.c.workspace_id == workspace_id
+        )
+        connection = await self._unit.connection()
+        return (await connection.execute(statement)).mappings().one_or_none()
+
+    async def list_places(self, user_id: UUID, page: PageRequest) -> tuple[list[RowMapping], int]:
+        """Return a page of `id, name, role`, the oldest membership first, and how many there are."""
+        place = places()
+        connection = await self._unit.connection()
+        mine = place.c.user_id == user_id
+        total = (await connection.execute(select(func.count()).select_from(place).where(mine))).scalar_one()
+        statement = (
+            select(place.c.workspace_id.label("id"), place.c.name, place.c.role)
+            .where(mine)
+            .order_by(place.c.joined_at, place.c.workspace_id)
+            .limit(page.per_page)
+            .offset(page.offset)
+        )
+        return list((await connection.execute(statement)).mappings().all()), int(total)
+
+    async def delete(self, workspace_id: UUID) -> bool:
+        """Delete a workspace; the database takes everything in it along. False if it is gone already."""
+        connection = await self._unit.connection()
+        gone = await connection.execute(
+            delete(Workspace).where(col(Workspace.id) == workspace_id).returning(col(Workspace.id))
+        )
+        return gone.scalar_one_or_none() is not None
+
+    async def add_member(self, workspace_id: UUID, user_id: UUID, role: Role) -> bool:
+        """Give a user a place; False if they have one."""
+        connection = await self._unit.connection()
+        statement = (
+            insert(Membership)
+            .values(workspace_id=workspace_id, user_id=user_id, role=role.value)
+            .on_conflict_do_nothing()
+            .returning(col(Membership.user_id))
+        )
+        return (await connection.execute(statement)).scalar_one_or_none() is not None
+
+    async def lock_roles(self, workspace_id: UUID, user_ids: Sequence[UUID]) -> dict[UUID, Role]:
+        """Return the roles of these users, held until the transaction ends."""
+        connection = await self._unit.connection()
+        statement = (
+            select(col(Membership.user_id), col(Membership.role))
+            .where(col(Membership.workspace_id) == workspace_id, col(Membership.user_id).in_(user_ids))
+            # In one order, so that two who change each other do not wait for ever.
+            .order_by(col(Membership.user_id))
+            .with_for_update()
+        )
+        return {row.user_id: Role(row.role) for row in await connection.execute(statement)}
+
+    async def lock_owners(self, workspace_id: UUID) -> set[UUID]:
+        """Return the owners, held until the transaction ends."""
+        connection = await self._unit.connection()
+        statement = (
+            select(col(Membership.user_id))
+            .where(col(Membership.workspace_id) == workspace_id, col(Membership.role) == Role.OWNER.value)
+            .order_by(col(Membership.user_id))
+            .with_for_update()
+        )
+        return set((await connection.execute(statement)).scalars())
+
+    async def set_role(self, workspace_id: UUID, user_id: UUID, role: Role) -> None:
+        """Change a member's role."""
+        connection = await self._unit.connection()
+        await connection.execute(
+            update(Membership)
+            .where(col(Membership.workspace_id) == workspace_id, col(Membership.user_id) == user_id)
+            .values(role=role.value)
+        )
+
+    async def remove_member(self, workspace_id: UUID, user_id: UUID) -> None:
+        """Take a member out; the database takes their keys along."""
+        connection = await self._unit.connection()
+        await connection.execute(
+            delete(Membership).where(col(Membership.workspace_id) == workspace_id, col(Membership.user_id) == user_id)
+        )
+
+
+class MemberRepository:
+    """The members of the scope's workspace, and its name."""
+
+    def __init__(self, unit: UnitOfWork, scope: Scope) -> None:
+        self._unit = unit
+        self._scope = scope
+
+    async def list(self, page: PageRequest) -> tuple[list[RowMapping], int]:
+        """Return a page of members, who joined first first, and how many there are."""
+        connection = await self._unit.connection()
+        total = (await connection.execute(select(func.count()).select_from(self._select().subquery()))).scalar_one()
+        statement = self._select().order_by(text("joined_at"), text("user_id"))
+        rows = await connection.execute(statement.limit(page.per_page).offset(page.offset))
+        return list(rows.mappings().all()), int(total)
+
+    async def find(self, user_id: UUID) -> RowMapping | None:
+        """Return a member."""
+        connection = await self._unit.connection()
+        rows = await connection.execute(self._select().where(col(Membership.user_id) == user_id))
+        return rows.mappings().one_or_none()
+
+    async def rename_workspace(self, name: str) -> None:
+        """Change the name of the scope's workspace."""
+        connection = await self._unit.connection()
+        await connection.execute(
+            update(Workspace).where(col(Workspace.id) == self._scope.workspace_id).values(name=name)
+        )
+
+    def _select(self) -> Select[tuple[object, ...]]:
+        # The users' table is identity's, which stands above: it is named and not imported.
+        return (
+            select(
+                col(Membership.user_id),
+                _USERS.c.email,
+                _USERS.c.name,
+                col(Membership.role),
+                col(Membership.created_at).label("joined_at"),
+            )
+            .join(_USERS, _USERS.c.id == col(Membership.user_id))
+            .where(col(Membership.workspace_id) == self._scope.workspace_id)
+        )

@@ -31,6 +31,15 @@ class UnscopedWorkspaces:
         await self._repository.add(id=workspace_id, name=name, owner_id=owner_id, personal=True)
         return WorkspaceRead(id=workspace_id, name=name, role=Role.OWNER)
 
+    async def find_place(self, user_id: UUID, workspace_id: UUID) -> WorkspaceRead | None:
+        """Return a workspace with the user's role in it; None for one that they are not in."""
+        row = await self._repository.find_place(user_id, workspace_id)
+        return WorkspaceRead.model_validate(dict(row)) if row is not None else None
+
+    async def add_member(self, workspace_id: UUID, user_id: UUID, role: Role) -> bool:
+        """Give a user a place; False if they have one."""
+        return await self._repository.add_member(workspace_id, user_id, role)
+
     async def find_home(self, user_id: UUID, *, preferred: ScalarSelect[UUID]) -> WorkspaceRead | None:
         """Return where a user starts; None when every membership is gone."""
         row = await self._repository.find_home(user_id, preferred=preferred)

@@ -13,7 +13,7 @@ import orjson
 from benchmarks.figures import Measurement, as_json, table
 from benchmarks.processes import raise_file_limit
 
-NAMES = ("first-token", "relay", "task-read", "authentication", "send", "resume", "idle", "start")
+NAMES = ("first-token", "relay", "task-read", "authentication", "sign-in", "send", "resume", "idle", "start")
 
 
 def _about() -> dict[str, str]:

@@ -96,7 +96,7 @@ def install_routes(app: FastAPI) -> None:
                 methods=route.methods,
                 name=route.name,
                 tags=route.tags,
-                summary=route.summary,
+                summary=route.summary or route.name.replace("_", " ").capitalize(),
                 description=route.description,
                 response_description=route.response_description,
                 status_code=route.status_code,

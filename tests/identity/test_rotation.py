@@ -1,10 +1,13 @@
 """Refresh tokens against the database: one successor, whatever the clients and the network do."""
 
 import asyncio
+import json
+from collections.abc import AsyncIterator
 from typing import Any
 from uuid import UUID
 
 import asyncpg
+import httpx
 import pytest
 
 from parley.core import clock
@@ -16,8 +19,11 @@ from parley.identity.errors import RefreshInvalid, SessionExpired, SessionRevoke
 from parley.identity.refresh import RefreshTokens
 from parley.identity.schemas import TokenAnswer
 from parley.identity.service import IdentityService
+from parley.identity.session_repository import Rotation, UnscopedSessionRepository
 from parley.identity.setup import Identity, build_identity
-from tests.identity.conftest import PASSWORD, SECRET, statements
+from tests.identity.conftest import PASSWORD, SECRET, sign_up, statements
+from tests.jobs.conftest import until
+from tests.live import LiveServer, live
 
 DAY_S = 86_400
 REFRESH_TOKENS = RefreshTokens(key_ring((SECRET,), "refresh-token"))
@@ -47,18 +53,41 @@ async def test_a_refresh_gives_a_new_pair_for_the_same_session(
     await identity.authenticator.authenticate(answer.access_token)
 
 
-async def test_of_forty_at_once_each_family_gets_one_successor(
+async def families_of(service: IdentityService, ada: TokenAnswer, count: int) -> list[str]:
+    """Return the refresh tokens of so many sessions."""
+    signed_in = [await service.sign_in(email=str(ada.user.email), password=PASSWORD) for _ in range(count - 1)]
+    return [ada.refresh_token, *(answer.refresh_token for answer in signed_in)]
+
+
+async def test_of_forty_at_once_each_of_fifty_families_gets_one_successor(
     service: IdentityService, ada: TokenAnswer, admin: asyncpg.Connection
 ) -> None:
-    families = [ada.refresh_token]
-    families += [(await service.sign_in(email=str(ada.user.email), password=PASSWORD)).refresh_token for _ in range(4)]
-    answers = await asyncio.gather(*(service.sessions.refresh(token) for token in families for _ in range(40)))
+    families = await families_of(service, ada, 50)
+    answers: list[TokenAnswer] = []
+    # A few families at a time: callers who would wait long for the database are told to come back.
+    for start in range(0, 50, 5):
+        some = families[start : start + 5]
+        answers += await asyncio.gather(*(service.sessions.refresh(token) for _ in range(40) for token in some))
     successors: dict[UUID, set[str]] = {session_of(token): set() for token in families}
     for answer in answers:
         successors[session_of(answer.refresh_token)].add(answer.refresh_token)
-    assert [len(found) for found in successors.values()] == [1] * 5
+    assert [len(found) for found in successors.values()] == [1] * 50
+    assert not {token for found in successors.values() for token in found} & set(families)
     rows = await admin.fetch("SELECT counter, revoked_at FROM sessions")
-    assert [(row["counter"], row["revoked_at"]) for row in rows] == [(1, None)] * 5
+    assert [(row["counter"], row["revoked_at"]) for row in rows] == [(1, None)] * 50
+
+
+async def test_a_swap_that_compares_nothing_would_be_seen(
+    service: IdentityService, ada: TokenAnswer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def advance(self: UnscopedSessionRepository, session_id: UUID, *_: object, **__: object) -> Any:
+        connection = await self._unit.driver()
+        sql = "UPDATE sessions SET counter = counter + 1 WHERE id = $1 RETURNING counter"
+        return Rotation.ROTATED, await connection.fetchval(sql, session_id)
+
+    monkeypatch.setattr(UnscopedSessionRepository, "rotate", advance)
+    answers = await asyncio.gather(*(service.sessions.refresh(ada.refresh_token) for _ in range(10)))
+    assert len({answer.refresh_token for answer in answers}) == 10
 
 
 async def test_a_client_that_lost_the_answer_gets_it_again(
@@ -130,7 +159,7 @@ async def test_reuse_that_races_a_rotation_always_ends_the_session(
         except SessionRevoked as error:
             return error
 
-    for turn in range(20):
+    for turn in range(100):
         old = (await service.sign_in(email=str(ada.user.email), password=PASSWORD)).refresh_token
         newest = (await service.sessions.refresh(old)).refresh_token
         with clock.shifted(31):
@@ -246,3 +275,84 @@ async def test_a_refresh_is_two_statements(database: Database, service: Identity
     with statements(database) as sent:
         await service.sessions.refresh(ada.refresh_token)
     assert len(sent) == 2, sent
+
+
+async def test_the_owner_is_told_of_a_reuse_once(
+    service: IdentityService, ada: TokenAnswer, admin: asyncpg.Connection
+) -> None:
+    query = "SELECT count(*) FROM jobs WHERE payload->>'template' = 'session_reused' AND payload->>'user_id' = $1"
+    newest = await service.sessions.refresh(ada.refresh_token)
+    assert await admin.fetchval(query, str(ada.user.id)) == 0
+    with clock.shifted(31):
+        for token in (ada.refresh_token, ada.refresh_token, newest.refresh_token):
+            with pytest.raises(SessionRevoked):
+                await service.sessions.refresh(token)
+    assert await admin.fetchval(query, str(ada.user.id)) == 1
+    events = await admin.fetch("SELECT outcome, user_id, target FROM audit_events WHERE action = 'session.reused'")
+    assert [tuple(event) for event in events] == [("failure", ada.user.id, str(session_of(ada.refresh_token)))]
+
+
+async def refresh_over_http(port: int, token: str) -> tuple[int, dict[str, Any]]:
+    async with httpx.AsyncClient() as http:
+        url = f"http://127.0.0.1:{port}/api/v1/auth/refresh"
+        answer = await http.post(url, json={"refresh_token": token}, headers={"User-Agent": "a client"}, timeout=30)
+        return answer.status_code, answer.json()
+
+
+@pytest.fixture
+async def server(settings: Settings) -> AsyncIterator[LiveServer]:
+    started, done = asyncio.Event(), asyncio.Event()
+    made: list[LiveServer] = []
+
+    # A task of its own: set-up and tear-down of a fixture may run in different tasks.
+    async def run() -> None:
+        async with live(settings) as running:
+            made.append(running)
+            started.set()
+            await done.wait()
+
+    task = asyncio.create_task(run())
+    waiter = asyncio.create_task(started.wait())
+    await asyncio.wait({task, waiter}, return_when=asyncio.FIRST_COMPLETED)
+    waiter.cancel()
+    yield made[0]
+    done.set()
+    await task
+
+
+async def test_over_http_forty_at_once_get_one_successor(server: LiveServer, admin: asyncpg.Connection) -> None:
+    service: IdentityService = server.app.state.identity
+    ada = await sign_up(service)
+    families = await families_of(service, ada, 5)
+    answers = await asyncio.gather(*(refresh_over_http(server.port, token) for _ in range(40) for token in families))
+    assert {status for status, _ in answers} == {200}
+    assert len({body["data"]["refresh_token"] for _, body in answers}) == 5
+    assert [row[0] for row in await admin.fetch("SELECT counter FROM sessions")] == [1] * 5
+
+
+async def test_over_http_a_client_whose_connection_broke_gets_the_same_successor(
+    server: LiveServer, admin: asyncpg.Connection
+) -> None:
+    ada = await sign_up(server.app.state.identity)
+    body = json.dumps({"refresh_token": ada.refresh_token})
+    head = (
+        "POST /api/v1/auth/refresh HTTP/1.1\r\nHost: localhost\r\nUser-Agent: a client\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
+    _, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    writer.write((head + body).encode())
+    await writer.drain()
+
+    async def advanced() -> bool:
+        return bool(await admin.fetchval("SELECT counter = 1 FROM sessions"))
+
+    # The request was served, and nobody is there to read the answer.
+    await until(advanced)
+    writer.transport.abort()
+    first, second = [await refresh_over_http(server.port, ada.refresh_token) for _ in range(2)]
+    assert (first[0], second[0]) == (200, 200)
+    assert first[1]["data"]["refresh_token"] == second[1]["data"]["refresh_token"]
+    assert await admin.fetchval("SELECT counter FROM sessions") == 1
+    status, third = await refresh_over_http(server.port, first[1]["data"]["refresh_token"])
+    assert (status, await admin.fetchval("SELECT counter FROM sessions")) == (200, 2)
+    assert third["data"]["refresh_token"] != first[1]["data"]["refresh_token"]

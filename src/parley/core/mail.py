@@ -62,7 +62,8 @@ def compose(mail: Mail, sender: str) -> EmailMessage:
     message["Date"] = format_datetime(clock.now())
     message["Message-ID"] = make_msgid(domain=address.rpartition("@")[2] or "localhost")
     message["Auto-Submitted"] = "auto-generated"
-    message.set_content(mail.text)
+    # As it is: quoted-printable would break links for whoever opens the file.
+    message.set_content(mail.text, cte="7bit" if mail.text.isascii() else "8bit")
     return message
 
 

@@ -15,6 +15,7 @@ from parley.identity.invitation_router import router as invitations
 from parley.identity.me_router import router as me
 from parley.identity.password_router import router as passwords
 from parley.identity.router import auth_router
+from parley.identity.webhook_router import router as webhooks
 from parley.jobs.router import router as jobs
 from parley.realtime.router import router as realtime
 from parley.tasks.router import router as tasks
@@ -41,6 +42,7 @@ _ROUTERS: tuple[tuple[str, APIRouter, bool], ...] = (
     (API_PREFIX, invitations, True),
     (API_PREFIX, audit, True),
     (API_PREFIX, jobs, True),
+    (API_PREFIX, webhooks, True),
     (API_PREFIX, realtime, True),
     ("", service, True),
     # Some clients write the sign-up below /v1, and the tasks below /api/{user_id}.

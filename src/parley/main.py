@@ -30,11 +30,12 @@ from parley.core.settings import Settings, SettingsInvalid
 from parley.identity import background as identity_background
 from parley.identity.cookies import Cookies
 from parley.identity.invitations import Invitations
+from parley.identity.issuers import load_issuers
 from parley.identity.mails import Mails
 from parley.identity.people import build_people
 from parley.identity.personal_data import IdentityData
 from parley.identity.session_repository import leave_workspace as move_sessions
-from parley.identity.setup import build_identity
+from parley.identity.setup import build_identity, own_issuer
 from parley.jobs.cleaning import Cleaner
 from parley.jobs.personal_data import JobData
 from parley.jobs.setup import build_jobs
@@ -92,6 +93,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.settings = settings
     # Read before anything is opened: a mistake in these files stops the start with their line.
     app.state.registry = ModelRegistry.load(settings.llm.registry, settings.environ)
+    app.state.issuers = load_issuers(settings, own_issuer=own_issuer(settings))
     app.state.prompts = PromptLibrary.load(settings.llm.prompts)
     install_error_handlers(app)
     install_routes(app)
@@ -143,16 +145,25 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         limits = app.state.rate_limits = RateLimits(enabled=settings.rate_limits == "on", redis_url=settings.redis_url)
         stack.push_async_callback(limits.close)
         app.state.api_limits = ApiLimits(limits, settings.limits)
-        identity = build_identity(database, settings, load_secrets(settings), revocations=revocations, limits=limits)
+        http = create_http_client()
+        stack.push_async_callback(http.aclose)
+        identity = build_identity(
+            database,
+            settings,
+            load_secrets(settings),
+            revocations=revocations,
+            limits=limits,
+            issuers=app.state.issuers,
+            http=http,
+        )
         stack.push_async_callback(identity.close)
         app.state.passwords = identity.password_service
+        app.state.clerk_webhooks = identity.clerk_webhooks
         app.state.cookies = Cookies.from_settings(settings)
         app.state.identity = identity.service
         app.state.authenticator = identity.bearer
         app.state.api_keys = identity.api_keys
 
-        http = create_http_client()
-        stack.push_async_callback(http.aclose)
         bus = Bus(database, settings.realtime)
         tickets = Tickets(database, identity.bearer, life_s=settings.realtime.ticket_s)
         app.state.workspaces = WorkspaceService(database, revocations, leaving=[move_sessions, stop_replies])

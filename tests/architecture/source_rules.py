@@ -67,7 +67,10 @@ UNSCOPED_USERS = {
     "cli/operating.py",
     "identity/api_keys.py",
     "identity/authenticator.py",
+    "identity/clerk_webhooks.py",
+    "identity/external_users.py",
     "identity/invitations.py",
+    "identity/issuer_tokens.py",
     "identity/mails.py",
     "identity/operators.py",
     "identity/password_service.py",
@@ -85,8 +88,10 @@ SYSTEM_ROLE_USERS = {
     "identity/api_keys.py",
     "identity/authenticator.py",
     "identity/background.py",
+    "identity/clerk_webhooks.py",
     "identity/erasures.py",
     "identity/exports.py",
+    "identity/external_users.py",
     "identity/invitations.py",
     "identity/mails.py",
     "identity/operators.py",
@@ -284,7 +289,12 @@ def the_environment_is_read_by_settings_only(sources: Sequence[Source]) -> list[
 # -- libraries -----------------------------------------------------------------------------------------------------
 
 # One place for each: what it is configured with there holds everywhere.
-_ONE_PLACE = {"jose": {"identity/tokens.py"}, "passlib": {"identity/passwords.py"}, "aiohttp": {"core/http.py"}}
+_ONE_PLACE = {
+    "jose": {"identity/tokens.py"},
+    "jwt": {"identity/issuer_tokens.py", "identity/jwks.py"},
+    "passlib": {"identity/passwords.py"},
+    "aiohttp": {"core/http.py"},
+}
 
 
 def some_libraries_have_one_place(sources: Sequence[Source]) -> list[str]:

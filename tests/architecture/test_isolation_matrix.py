@@ -121,6 +121,7 @@ RECIPES: dict[str, Recipe] = {
     "revoke_invitation": Recipe({"workspace_id": WORKSPACE, "invitation_id": INVITATION}, of_workspace=True),
     "accept_invitation": Recipe(body=lambda: {"token": "parley_in_x"}, refused=(422,)),
     "list_audit_events": Recipe({"user_id": Slot("user", status=None)}, of_workspace=True),
+    "take_clerk_webhook": Recipe(public=True),
     "get_liveness": Recipe(public=True),
     "get_readiness": Recipe(public=True),
     "get_me": Recipe(),

@@ -26,6 +26,7 @@ PUBLIC = {
     "GET /openapi.json",
     "GET /health/live",
     "GET /health/ready",
+    "POST /api/v1/webhooks/clerk",
     *(f"POST {prefix}/auth/{name}" for prefix in ("/api/v1", "/v1") for name in _TOKENS),
 }
 

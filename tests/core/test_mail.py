@@ -166,13 +166,20 @@ async def test_an_address_in_another_script_is_sent_or_said_not_to_be() -> None:
             assert inbox.envelopes[0].rcpt_tos == ["адa@example.com"]
 
 
-async def test_a_text_cannot_end_the_message() -> None:
+@pytest.mark.parametrize("line", ["x", "x" * 998, "x" * 999, "x" * 5000, "é" * 499, "é" * 500])
+async def test_a_text_cannot_end_the_message(line: str) -> None:
     inbox = Inbox()
-    text = "a\r\n.\r\nMAIL FROM:<eve@example.com>\r\n" + "x" * 5000 + "\n"
+    text = f"a\r\n.\r\nMAIL FROM:<eve@example.com>\r\n{line}\n"
     async with mail_server(inbox) as port:
         await smtp(port).send(Mail(to="ada@example.com", subject="Hi", text=text))
     (message,) = inbox.messages()
     assert message.get_content().replace("\r\n", "\n") == text.replace("\r\n", "\n")
+
+
+def test_links_stand_in_files_as_they_are() -> None:
+    link = "https://chat.example.com/reset-password#token=parley_ot_" + "a" * 56
+    for text in (link, f"für dich: {link}"):
+        assert link.encode() in compose(Mail(to="ada@example.com", subject="Hi", text=text), SENDER).as_bytes()
 
 
 @pytest.fixture

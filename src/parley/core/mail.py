@@ -21,6 +21,8 @@ from parley.core.settings import MailSettings, Settings, SettingsInvalid
 logger = logging.getLogger(__name__)
 
 _SUBJECT_LENGTH = 200
+# What a line of a message may have (RFC 5321, 4.5.3.1.6), without its end.
+_LINE_BYTES = 998
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +65,9 @@ def compose(mail: Mail, sender: str) -> EmailMessage:
     message["Message-ID"] = make_msgid(domain=address.rpartition("@")[2] or "localhost")
     message["Auto-Submitted"] = "auto-generated"
     # As it is: quoted-printable would break links for whoever opens the file.
-    message.set_content(mail.text, cte="7bit" if mail.text.isascii() else "8bit")
+    plain = "7bit" if mail.text.isascii() else "8bit"
+    fits = max(map(len, mail.text.encode().splitlines()), default=0) <= _LINE_BYTES
+    message.set_content(mail.text, cte=plain if fits else "quoted-printable")
     return message
 
 

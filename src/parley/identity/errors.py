@@ -52,6 +52,13 @@ class CredentialsInvalid(Unauthenticated):
     message = "The e-mail address or the password is not right."
 
 
+class UserUnknown(Unauthenticated):
+    """A good token of another issuer, of somebody who has no account here and is not given one."""
+
+    code = "user_unknown"
+    message = "There is no account for this user."
+
+
 class ApiKeyInvalid(Unauthenticated):
     """An API key that does not hold, for whatever reason: the caller is not told which."""
 

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from datetime import timedelta
 
+import httpx
+
 from parley.core.db import Database
 from parley.core.rate_limits import RateLimits
 from parley.core.revocations import Revocations
@@ -11,8 +13,11 @@ from parley.core.settings import Settings
 from parley.identity.api_keys import ApiKeys
 from parley.identity.authenticator import SessionAuthenticator
 from parley.identity.bearer import BearerAuthenticator
+from parley.identity.clerk_webhooks import ClerkWebhooks
 from parley.identity.devices import Devices
 from parley.identity.guessing import Guessing
+from parley.identity.issuer_tokens import IssuerTokens
+from parley.identity.issuers import Issuer
 from parley.identity.one_time_tokens import OneTimeTokens, SecretHash
 from parley.identity.password_service import PasswordService
 from parley.identity.passwords import Passwords
@@ -38,12 +43,27 @@ class Identity:
     password_service: PasswordService
     one_time_tokens: OneTimeTokens
     invitation_hash: SecretHash
+    clerk_webhooks: ClerkWebhooks
+    external: IssuerTokens | None
 
     async def close(self) -> None:
         """Finish the look-ups under way and end the threads. Call before the database closes."""
         await self.authenticator.close()
         await self.api_keys.close()
+        if self.external is not None:
+            await self.external.close()
         self.passwords.close()
+
+
+def own_issuer(settings: Settings) -> str:
+    """Return what our own tokens have as `iss`."""
+    # Not the address in development, where the port changes between two starts.
+    return settings.public_url.rstrip("/") or "parley"
+
+
+def _webhook_secrets(settings: Settings) -> tuple[str, ...]:
+    secret = settings.auth.clerk_webhook_secret
+    return tuple(part.strip() for part in secret.get_secret_value().split(",") if part.strip()) if secret else ()
 
 
 def build_identity(
@@ -53,6 +73,8 @@ def build_identity(
     *,
     revocations: Revocations | None = None,
     limits: RateLimits | None = None,
+    issuers: tuple[Issuer, ...] = (),
+    http: httpx.AsyncClient | None = None,
 ) -> Identity:
     """Build identity on a database. The keys derive from the secrets: the first one signs, all of them verify."""
     auth = settings.auth
@@ -60,8 +82,7 @@ def build_identity(
     limits = limits or RateLimits(enabled=False)
     tokens = AccessTokens(
         key_ring(secrets, "access-token"),
-        # Not the address in development, where the port changes between two starts.
-        issuer=settings.public_url.rstrip("/") or "parley",
+        issuer=own_issuer(settings),
         audience=AUDIENCE,
         life=timedelta(minutes=auth.access_token_minutes),
     )
@@ -81,6 +102,9 @@ def build_identity(
         rates=limits,
         refresh_per_minute=settings.limits.refresh_per_minute,
     )
+    external = None
+    if issuers and http is not None:
+        external = IssuerTokens(database, issuers, http, cache_s=auth.session_cache_s, revocations=revocations)
     guessing = Guessing(limits, settings.limits)
     one_time_tokens = OneTimeTokens(key_ring(secrets, "one-time-token"))
     service = IdentityService(
@@ -98,7 +122,7 @@ def build_identity(
         authenticator=authenticator,
         api_keys=api_keys,
         # Sessions last: they take whatever no other kind took.
-        bearer=BearerAuthenticator((api_keys, authenticator)),
+        bearer=BearerAuthenticator((api_keys, *([external] if external else []), authenticator)),
         service=service,
         password_service=PasswordService(
             database,
@@ -110,5 +134,7 @@ def build_identity(
             settings=settings.limits,
         ),
         one_time_tokens=one_time_tokens,
+        external=external,
+        clerk_webhooks=ClerkWebhooks(database, issuers, secrets=_webhook_secrets(settings), revocations=revocations),
         invitation_hash=SecretHash(key_ring(secrets, "invitation")),
     )

@@ -1,6 +1,7 @@
 """SQL of workspaces and memberships."""
 
 from collections.abc import Sequence
+from typing import Any
 from uuid import UUID
 
 from sqlalchemy import (
@@ -60,16 +61,16 @@ class UnscopedWorkspaceRepository:
         await connection.execute(insert(Workspace).values(id=id, name=name[:NAME_LENGTH], personal=personal))
         await connection.execute(insert(Membership).values(workspace_id=id, user_id=owner_id, role=Role.OWNER.value))
 
-    async def find_home(self, user_id: UUID, *, preferred: ScalarSelect[UUID]) -> RowMapping | None:
+    async def find_home(self, user_id: UUID, *, preferred: ScalarSelect[UUID] | None) -> RowMapping | None:
         """Return where a user starts: the preferred workspace if still a member, else the personal, else the oldest."""
         place = places()
-        is_preferred: ColumnElement[bool] = place.c.workspace_id == preferred
+        order: list[ColumnElement[Any]] = [place.c.personal.desc(), place.c.joined_at, place.c.workspace_id]
+        if preferred is not None:
+            order.insert(0, (place.c.workspace_id == preferred).desc().nulls_last())
         statement = (
             select(place.c.workspace_id.label("id"), place.c.name, place.c.role)
             .where(place.c.user_id == user_id)
-            .order_by(
-                is_preferred.desc().nulls_last(), place.c.personal.desc(), place.c.joined_at, place.c.workspace_id
-            )
+            .order_by(*order)
             .limit(1)
         )
         connection = await self._unit.connection()
@@ -119,27 +120,21 @@ class UnscopedWorkspaceRepository:
         return (await connection.execute(statement)).scalar_one_or_none() is not None
 
     async def lock_roles(self, workspace_id: UUID, user_ids: Sequence[UUID]) -> dict[UUID, Role]:
-        """Return the roles of these users, held until the transaction ends."""
+        """Return the roles of these users and of every owner, held until the transaction ends.
+
+        Together and in one order: two owners who go at the same moment wait for each other, and neither for ever.
+        """
         connection = await self._unit.connection()
         statement = (
             select(col(Membership.user_id), col(Membership.role))
-            .where(col(Membership.workspace_id) == workspace_id, col(Membership.user_id).in_(user_ids))
-            # In one order, so that two who change each other do not wait for ever.
+            .where(
+                col(Membership.workspace_id) == workspace_id,
+                col(Membership.user_id).in_(user_ids) | (col(Membership.role) == Role.OWNER.value),
+            )
             .order_by(col(Membership.user_id))
             .with_for_update()
         )
         return {row.user_id: Role(row.role) for row in await connection.execute(statement)}
-
-    async def lock_owners(self, workspace_id: UUID) -> set[UUID]:
-        """Return the owners, held until the transaction ends."""
-        connection = await self._unit.connection()
-        statement = (
-            select(col(Membership.user_id))
-            .where(col(Membership.workspace_id) == workspace_id, col(Membership.role) == Role.OWNER.value)
-            .order_by(col(Membership.user_id))
-            .with_for_update()
-        )
-        return set((await connection.execute(statement)).scalars())
 
     async def set_role(self, workspace_id: UUID, user_id: UUID, role: Role) -> None:
         """Change a member's role."""

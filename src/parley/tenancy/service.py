@@ -40,7 +40,7 @@ class UnscopedWorkspaces:
         """Give a user a place; False if they have one."""
         return await self._repository.add_member(workspace_id, user_id, role)
 
-    async def find_home(self, user_id: UUID, *, preferred: ScalarSelect[UUID]) -> WorkspaceRead | None:
+    async def find_home(self, user_id: UUID, *, preferred: ScalarSelect[UUID] | None) -> WorkspaceRead | None:
         """Return where a user starts; None when every membership is gone."""
         row = await self._repository.find_home(user_id, preferred=preferred)
         return WorkspaceRead.model_validate(dict(row)) if row is not None else None

@@ -97,10 +97,11 @@ class WorkspaceService:
         self._own(scope, workspace_id)
         async with self._database.system_unit_of_work() as unit:
             repository = UnscopedWorkspaceRepository(unit)
-            actor, before = await self._standing(repository, scope, user_id)
-            if not may_change(actor, before, role):
+            roles = await self._roles(repository, scope, user_id)
+            before = roles[user_id]
+            if not may_change(roles[scope.user_id], before, role):
                 raise RoleNotAllowed
-            await self._keep_an_owner(repository, workspace_id, user_id, role)
+            self._keep_an_owner(roles, user_id, role)
             await repository.set_role(workspace_id, user_id, role)
             if before is not role:
                 await self._revocations.announce(unit, Revocation("membership", workspace_id, user_id))
@@ -121,14 +122,15 @@ class WorkspaceService:
         self._own(scope, workspace_id)
         async with self._database.system_unit_of_work() as unit:
             repository = UnscopedWorkspaceRepository(unit)
-            actor, before = await self._standing(repository, scope, user_id)
+            roles = await self._roles(repository, scope, user_id)
+            before = roles[user_id]
             if user_id == scope.user_id:
                 _, places = await repository.list_places(user_id, PageRequest(1, 1))
                 if places < 2:
                     raise LastWorkspace
-            elif not may_change(actor, before, None):
+            elif not may_change(roles[scope.user_id], before, None):
                 raise RoleNotAllowed
-            await self._keep_an_owner(repository, workspace_id, user_id, None)
+            self._keep_an_owner(roles, user_id, None)
             for leave in self._leaving:
                 await leave(unit, workspace_id, user_id)
             await repository.remove_member(workspace_id, user_id)
@@ -141,21 +143,20 @@ class WorkspaceService:
             raise WorkspaceNotFound
 
     @staticmethod
-    async def _standing(repository: UnscopedWorkspaceRepository, scope: Scope, user_id: UUID) -> tuple[Role, Role]:
-        """Return the roles of the caller and of the member as they are now, held until the transaction ends."""
+    async def _roles(repository: UnscopedWorkspaceRepository, scope: Scope, user_id: UUID) -> dict[UUID, Role]:
+        """Return the roles of caller, member and owners as they are now, held until the transaction ends."""
         roles = await repository.lock_roles(scope.workspace_id, (scope.user_id, user_id))
-        if user_id not in roles:
-            raise MemberNotFound
         if scope.user_id not in roles:
             raise WorkspaceNotFound
-        return roles[scope.user_id], roles[user_id]
+        if user_id not in roles:
+            raise MemberNotFound
+        return roles
 
     @staticmethod
-    async def _keep_an_owner(
-        repository: UnscopedWorkspaceRepository, workspace_id: UUID, user_id: UUID, after: Role | None
-    ) -> None:
-        """Raise `LastOwner` if nobody would own the workspace. Two owners who leave together wait for each other."""
-        if after is not Role.OWNER and await repository.lock_owners(workspace_id) == {user_id}:
+    def _keep_an_owner(roles: dict[UUID, Role], user_id: UUID, after: Role | None) -> None:
+        """Raise `LastOwner` if nobody would own the workspace."""
+        owners = {id_ for id_, role in roles.items() if role is Role.OWNER}
+        if after is not Role.OWNER and owners == {user_id}:
             raise LastOwner
 
 

@@ -28,6 +28,7 @@ from parley.core.security_headers import SecurityHeaders
 from parley.core.service_router import install_documents
 from parley.core.settings import Settings, SettingsInvalid
 from parley.identity import background as identity_background
+from parley.identity.clerk_webhooks import load_webhook_secrets
 from parley.identity.cookies import Cookies
 from parley.identity.invitations import Invitations
 from parley.identity.issuers import load_issuers
@@ -93,6 +94,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.settings = settings
     # Read before anything is opened: a mistake in these files stops the start with their line.
     app.state.registry = ModelRegistry.load(settings.llm.registry, settings.environ)
+    load_webhook_secrets(settings)
     app.state.issuers = load_issuers(settings, own_issuer=own_issuer(settings))
     app.state.prompts = PromptLibrary.load(settings.llm.prompts)
     install_error_handlers(app)

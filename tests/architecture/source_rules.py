@@ -77,6 +77,7 @@ UNSCOPED_USERS = {
     "identity/service.py",
     "identity/sessions.py",
     "jobs/inprocess.py",
+    "tenancy/operators.py",
     "tenancy/service.py",
     "tenancy/workspaces.py",
 }

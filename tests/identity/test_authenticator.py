@@ -10,7 +10,7 @@ from parley.core.errors import Unauthenticated, Unavailable
 from parley.core.revocations import Revocation
 from parley.core.scope import Authenticator, Role, Scope
 from parley.core.settings import DatabaseSettings, Settings
-from parley.identity import authenticator as module
+from parley.identity import standings
 from parley.identity.authenticator import SessionAuthenticator
 from parley.identity.errors import SessionExpired, SessionRevoked, TokenExpired, TokenInvalid
 from parley.identity.schemas import TokenAnswer
@@ -222,14 +222,14 @@ async def test_a_pool_that_is_used_up_is_unavailable(urls: DatabaseUrls, setting
 async def test_what_is_remembered_is_bounded(
     monkeypatch: pytest.MonkeyPatch, identity: Identity, service: IdentityService, ada: TokenAnswer
 ) -> None:
-    monkeypatch.setattr(module, "_BOUND", 3)
+    monkeypatch.setattr(standings, "BOUND", 3)
     answers = [ada] + [await service.sign_in(email=str(ada.user.email), password=PASSWORD) for _ in range(4)]
     for _ in range(2):
         for answer in answers:
             await identity.authenticator.authenticate(answer.access_token)
     assert len(identity.authenticator._standings) == 3
     assert len(identity.authenticator._verified) == 3
-    assert not identity.authenticator._loading
+    assert not identity.authenticator._standings._loading
 
 
 async def test_no_usable_token_stays_in_memory(authenticator: SessionAuthenticator, ada: TokenAnswer) -> None:

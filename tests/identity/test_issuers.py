@@ -159,7 +159,7 @@ async def test_a_closed_account_and_older_tokens_are_refused(
         assert (await me(app, token)).status_code == 401
         assert (await me(app, later)).status_code == 200
         await admin.execute("UPDATE users SET disabled_at = now()")
-        app.state.authenticator._kinds[1].forget_all()
+        app.state.authenticator._kinds[1]._known.forget_all()
         answer = await me(app, later)
         assert (answer.status_code, answer.json()["error"]) == (401, "user_unknown")
 
@@ -231,3 +231,12 @@ def test_entries_that_do_not_hold_stop_the_start(tmp_path: Path, entries: Any, s
         create_app(settings)
     assert said in str(refused.value)
     assert "short and secret" not in str(refused.value)
+
+
+@pytest.mark.parametrize("secret", ["x", "whsec_ä", "whsec_not base64!"])
+def test_a_webhook_secret_that_is_none_stops_the_start(tmp_path: Path, secret: str) -> None:
+    settings = load_settings(tmp_path, env="testing", auth={"clerk_webhook_secret": secret})
+
+    with pytest.raises(SettingsInvalid, match="PARLEY_AUTH_CLERK_WEBHOOK_SECRET") as refused:
+        create_app(settings)
+    assert secret not in str(refused.value).replace("whsec_ and", "")

@@ -166,7 +166,7 @@ async def test_when_it_is_heard_again_everything_is_looked_up_anew(
     for process in processes:
         assert await process.takes(ada.access_token)
     await admin.execute("UPDATE sessions SET revoked_at = now()")
-    there.identity.authenticator.forget_all()
+    there.identity.authenticator._standings.forget_all()
     assert await here.takes(ada.access_token)
     assert not await there.takes(ada.access_token)
 

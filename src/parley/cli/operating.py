@@ -20,8 +20,10 @@ from parley.core.secrets import load_secrets
 from parley.core.settings import Settings, load_settings
 from parley.identity.erasures import ErasureService
 from parley.identity.operators import UnscopedOperators
+from parley.identity.session_repository import leave_workspace as move_sessions
 from parley.identity.setup import build_identity
 from parley.main import PERSONAL_DATA
+from parley.realtime.personal_data import leave_workspace as stop_replies
 from parley.tenancy.operators import UnscopedWorkspaceOperators
 
 _SEPARATOR = "  "
@@ -70,7 +72,7 @@ async def _with_services[T](settings: Settings, urls: DatabaseUrls, work: Callab
                     revocations=revocations,
                     key_format=identity.api_keys.format,
                 ),
-                workspaces=UnscopedWorkspaceOperators(database, revocations),
+                workspaces=UnscopedWorkspaceOperators(database, revocations, leaving=(move_sessions, stop_replies)),
                 erasures=ErasureService(
                     database,
                     PERSONAL_DATA,

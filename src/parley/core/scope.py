@@ -51,6 +51,8 @@ class Scope:
     permissions: frozenset[str] = frozenset()
     key_id: UUID | None = None
     issuer: str | None = None
+    issued_at: float | None = None
+    """When another issuer's token was made, in seconds since 1970: it has no session that could be ended."""
 
     def require(self, permission: str) -> None:
         """Raise `Forbidden` unless the scope has the permission."""

@@ -5,7 +5,6 @@ refused without a query, and a scanner can tell a key from other text. Stored is
 and an HMAC-SHA256 under it, so that a copy of the database is not enough to try keys.
 """
 
-import asyncio
 import base64
 import binascii
 import hashlib
@@ -13,7 +12,6 @@ import hmac
 import secrets
 import struct
 import zlib
-from collections import OrderedDict
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Final
@@ -31,6 +29,7 @@ from parley.identity.api_key_repository import ApiKeyRepository, UnscopedApiKeyR
 from parley.identity.api_key_schemas import ApiKeyCreate, ApiKeyCreated, ApiKeyRead
 from parley.identity.errors import ApiKeyExpired, ApiKeyInvalid
 from parley.identity.models import ApiKey
+from parley.identity.standings import Standings
 from parley.tenancy.audit import Action, record
 from parley.tenancy.permissions import KEY_SCOPES, permissions_of
 
@@ -46,7 +45,6 @@ _LENGTH = len(PREFIX) + _BYTES // 3 * 4
 _SHOWN = len(PREFIX) + 12
 _KID_BYTES = 4
 
-_BOUND = 10_000
 _NOTED_EVERY = timedelta(minutes=1)
 _HOLDS_S = 24 * 3600
 """How long a connection of a key that does not expire goes on before the key is looked at again."""
@@ -118,7 +116,6 @@ class _Standing:
     hash: bytes
     last_used_at: datetime | None
     ends_at: float | None
-    seen_at: float
 
 
 class ApiKeys:
@@ -132,12 +129,9 @@ class ApiKeys:
     ) -> None:
         self._database = database
         self._revocations = revocations or Revocations()
-        self._revocations.subscribe(self.forget, reset=self.forget_all)
         self.format = KeyFormat(keys)
-        self._cache_s = cache_s
-        self._standings: OrderedDict[UUID, _Standing] = OrderedDict()
-        self._loading: dict[UUID, asyncio.Task[_Standing]] = {}
-        self._tasks: set[asyncio.Task[_Standing]] = set()
+        self._standings: Standings[UUID, _Standing] = Standings(lambda: self._revocations.cache_s(cache_s))
+        self._revocations.subscribe(self.forget, reset=self._standings.forget_all)
 
     def takes(self, token: str) -> bool:
         """Whether a bearer token looks like an API key."""
@@ -168,58 +162,22 @@ class ApiKeys:
 
     def forget(self, revocation: Revocation) -> None:
         """Look up again what rests on what was revoked. Look-ups that are under way are not remembered."""
-        # They may have read what was there before; which key each is for is not known yet.
-        self._loading.clear()
-        if revocation.kind == "key":
-            self._standings.pop(revocation.id, None)
-        elif revocation.kind != "session":
-            for id_ in [id_ for id_, known in self._standings.items() if revocation.concerns(known.scope)]:
-                del self._standings[id_]
-
-    def forget_all(self) -> None:
-        """Look everything up again."""
-        self._standings.clear()
-        self._loading.clear()
+        if revocation.kind not in {"session", "switch"}:
+            self._standings.forget_where(lambda known: revocation.concerns(known.scope))
 
     async def close(self) -> None:
         """Wait for the look-ups under way."""
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._standings.close()
 
     async def _standing(self, id: UUID, workspace_id: UUID) -> _Standing:
-        standing = self._standings.get(id)
-        if standing is None or not 0 <= clock.timestamp() - standing.seen_at < self._revocations.cache_s(self._cache_s):
-            standing = await self._load(id, workspace_id)
+        standing = self._standings.find(id)
+        if standing is None:
+            standing = await self._standings.load(id, lambda: self._query(id, workspace_id))
         if standing.scope.workspace_id != workspace_id:
             raise ApiKeyInvalid
         return standing
 
-    async def _load(self, id: UUID, workspace_id: UUID) -> _Standing:
-        """Look a key up; requests that come meanwhile wait for the same query."""
-        task = self._loading.get(id)
-        if task is None:
-            task = asyncio.create_task(self._query(id, workspace_id))
-            self._loading[id] = task
-            self._tasks.add(task)
-            task.add_done_callback(lambda done: self._loaded(id, done))
-        # Shielded: one caller's disconnect must not fail the others.
-        return await asyncio.shield(task)
-
-    def _loaded(self, id: UUID, task: asyncio.Task[_Standing]) -> None:
-        self._tasks.discard(task)
-        current = self._loading.get(id) is task
-        if current:
-            del self._loading[id]
-        if not task.cancelled() and task.exception() is None and current:
-            self._remember(id, task.result())
-
-    def _remember(self, id: UUID, standing: _Standing) -> None:
-        self._standings[id] = standing
-        self._standings.move_to_end(id)
-        if len(self._standings) > _BOUND:
-            self._standings.popitem(last=False)
-
     async def _query(self, id: UUID, workspace_id: UUID) -> _Standing:
-        now = clock.timestamp()
         async with self._database.system_unit_of_work() as unit:
             row = await UnscopedApiKeyRepository(unit).find_standing(workspace_id, id)
         if row is None or row["revoked_at"] is not None or row["disabled_at"] is not None:
@@ -236,15 +194,14 @@ class ApiKeys:
             key_id=id,
         )
         ends_at = row["expires_at"].timestamp() if row["expires_at"] else None
-        return _Standing(scope, row["hash"], row["last_used_at"], ends_at, now)
+        return _Standing(scope, row["hash"], row["last_used_at"], ends_at)
 
     async def _note_use(self, key: PresentedKey, standing: _Standing) -> None:
         now = clock.now()
         if standing.last_used_at is not None and standing.last_used_at > now - _NOTED_EVERY:
             return
         # Before the write, so that of many requests at once one writes.
-        if self._standings.get(key.id) is standing:
-            self._standings[key.id] = replace(standing, last_used_at=now)
+        self._standings.replace(key.id, standing, replace(standing, last_used_at=now))
         async with self._database.system_unit_of_work() as unit:
             # The hash again: keys in use outlive the secret that they were first hashed under.
             await UnscopedApiKeyRepository(unit).touch(

@@ -1,8 +1,6 @@
 """From a bearer token to a scope, for every request: the token, then its session and membership."""
 
-import asyncio
 import hashlib
-from collections import OrderedDict
 from dataclasses import dataclass
 from datetime import timedelta
 from uuid import UUID
@@ -16,34 +14,23 @@ from parley.core.revocations import Revocation, Revocations
 from parley.core.scope import Credential, Role, Scope
 from parley.identity.errors import SessionExpired, SessionRevoked, TokenExpired, TokenInvalid
 from parley.identity.session_repository import UnscopedSessionRepository
+from parley.identity.standings import Recent, Standings
 from parley.identity.tokens import AccessClaims, AccessTokens
 from parley.tenancy.permissions import permissions_of
 
-_BOUND = 10_000
 # With what a session is remembered for, its last use is known to the minute.
 _NOTED_EVERY = timedelta(seconds=30)
 
 
 @dataclass(frozen=True, slots=True)
 class _Standing:
-    """A session that holds: its scope, when it ends, and when it was looked up."""
+    """A session that holds: its scope, and when it ends."""
 
     scope: Scope
     ends_at: float
-    seen_at: float
 
     def is_for(self, user_id: UUID, workspace_id: UUID) -> bool:
         return self.scope.user_id == user_id and self.scope.workspace_id == workspace_id
-
-
-class _Recent[K, V](OrderedDict[K, V]):
-    """A bounded memory: the entry that was stored longest ago goes first."""
-
-    def remember(self, key: K, value: V) -> None:
-        self[key] = value
-        self.move_to_end(key)
-        if len(self) > _BOUND:
-            self.popitem(last=False)
 
 
 class SessionAuthenticator:
@@ -58,13 +45,10 @@ class SessionAuthenticator:
         self._database = database
         self._tokens = tokens
         self._revocations = revocations or Revocations()
-        self._cache_s = cache_s
         # By digest, so that the memory of the process does not hold usable tokens. Keys are fixed for its life.
-        self._verified: _Recent[bytes, AccessClaims] = _Recent()
-        self._standings: _Recent[UUID, _Standing] = _Recent()
-        self._loading: dict[UUID, asyncio.Task[_Standing]] = {}
-        self._tasks: set[asyncio.Task[_Standing]] = set()
-        self._revocations.subscribe(self.forget, reset=self.forget_all)
+        self._verified: Recent[bytes, AccessClaims] = Recent()
+        self._standings: Standings[UUID, _Standing] = Standings(lambda: self._revocations.cache_s(cache_s))
+        self._revocations.subscribe(self.forget, reset=self._standings.forget_all)
 
     def takes(self, token: str) -> bool:
         """Whether a bearer token may be one of ours: whatever no other kind took."""
@@ -93,22 +77,13 @@ class SessionAuthenticator:
     def forget(self, revocation: Revocation) -> None:
         """Look up again what rests on what was revoked. Look-ups that are under way are not remembered."""
         if revocation.kind in {"session", "switch"}:
-            self._standings.pop(revocation.id, None)
-            self._loading.pop(revocation.id, None)
+            self._standings.forget(revocation.id)
         elif revocation.kind != "key":
-            # Whose session each look-up is for is not known yet.
-            self._loading.clear()
-            for id_ in [id_ for id_, known in self._standings.items() if revocation.concerns(known.scope)]:
-                del self._standings[id_]
-
-    def forget_all(self) -> None:
-        """Look everything up again."""
-        self._standings.clear()
-        self._loading.clear()
+            self._standings.forget_where(lambda known: revocation.concerns(known.scope))
 
     async def close(self) -> None:
         """Wait for the look-ups under way."""
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._standings.close()
 
     def _claims(self, token: str) -> AccessClaims:
         digest = hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
@@ -122,44 +97,15 @@ class SessionAuthenticator:
         return claims
 
     async def _standing(self, session_id: UUID, user_id: UUID, workspace_id: UUID) -> _Standing:
-        standing = self._fresh(session_id)
+        standing = self._standings.find(session_id)
+        if standing is not None and clock.timestamp() >= standing.ends_at:
+            raise SessionExpired
         if standing is None or not standing.is_for(user_id, workspace_id):
             # One that was remembered may have moved to another workspace since, in another process.
-            standing = await self._load(session_id)
+            standing = await self._standings.load(session_id, lambda: self._query(session_id))
             if not standing.is_for(user_id, workspace_id):
                 raise TokenInvalid
         return standing
-
-    def _fresh(self, session_id: UUID) -> _Standing | None:
-        standing = self._standings.get(session_id)
-        if standing is None:
-            return None
-        now = clock.timestamp()
-        if not 0 <= now - standing.seen_at < self._revocations.cache_s(self._cache_s):
-            return None
-        if now >= standing.ends_at:
-            raise SessionExpired
-        return standing
-
-    async def _load(self, session_id: UUID) -> _Standing:
-        """Look a session up; requests that come meanwhile wait for the same query."""
-        task = self._loading.get(session_id)
-        if task is None:
-            task = asyncio.create_task(self._query(session_id))
-            self._loading[session_id] = task
-            self._tasks.add(task)
-            task.add_done_callback(lambda done: self._loaded(session_id, done))
-        # Shielded: one caller's disconnect must not fail the others.
-        return await asyncio.shield(task)
-
-    def _loaded(self, session_id: UUID, task: asyncio.Task[_Standing]) -> None:
-        self._tasks.discard(task)
-        # Forgotten meanwhile: what was read may be older than the revocation.
-        current = self._loading.get(session_id) is task
-        if current:
-            del self._loading[session_id]
-        if not task.cancelled() and task.exception() is None and current:
-            self._standings.remember(session_id, task.result())
 
     async def _query(self, session_id: UUID) -> _Standing:
         now = clock.timestamp()
@@ -186,4 +132,4 @@ class SessionAuthenticator:
             subject=str(user_id),
             permissions=permissions_of(role),
         )
-        return _Standing(scope, ends_at, now)
+        return _Standing(scope, ends_at)

@@ -16,6 +16,7 @@ from parley.core import clock
 from parley.core.db import Database, UnitOfWork
 from parley.core.errors import BadRequest, NotFound
 from parley.core.revocations import Revocation, Revocations
+from parley.core.settings import Settings, SettingsInvalid
 from parley.identity.errors import UserUnknown
 from parley.identity.external_users import Profile, UnscopedExternalUsers
 from parley.identity.issuers import Algorithm, Issuer
@@ -49,6 +50,20 @@ class WebhooksOff(NotFound):
     """No secret is configured, or no issuer that the messages could be about."""
 
     message = "Not found."
+
+
+def load_webhook_secrets(settings: Settings) -> tuple[str, ...]:
+    """Return the secrets that messages are signed with. Raises `SettingsInvalid` for one that is none."""
+    secret = settings.auth.clerk_webhook_secret
+    found = tuple(part.strip() for part in secret.get_secret_value().split(",") if part.strip()) if secret else ()
+    for one in found:
+        try:
+            Webhook(one)
+        except (ValueError, RuntimeError):
+            raise SettingsInvalid(
+                "PARLEY_AUTH_CLERK_WEBHOOK_SECRET is no signing secret: it looks like whsec_ and base64"
+            ) from None
+    return found
 
 
 class ClerkWebhooks:

@@ -4,10 +4,8 @@ The unverified `iss` chooses the entry, and that is all that is believed of a to
 source, audience and parties come from the entry; the header's `jku`, `jwk`, `x5u` and `x5c` are never read.
 """
 
-import asyncio
 import hashlib
 import logging
-from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +22,7 @@ from parley.identity.errors import TokenExpired, TokenInvalid
 from parley.identity.external_users import ExternalStanding, UnscopedExternalUsers
 from parley.identity.issuers import Algorithm, Issuer
 from parley.identity.jwks import Jwks
+from parley.identity.standings import Standings
 from parley.tenancy.permissions import permissions_of
 
 logger = logging.getLogger(__name__)
@@ -31,10 +30,10 @@ logger = logging.getLogger(__name__)
 _MAX_LENGTH = 8192
 _LEEWAY_S = 30
 _SUBJECT_LENGTH = 255
-_BOUND = 10_000
 _LAST_MOMENT = 2**33
 """Seconds since 1970; what is beyond is no time."""
 _HOLDS_S = 15 * 60
+_TICKET_S = 60
 """How long a connection goes on before its subject is looked at again."""
 
 
@@ -43,9 +42,7 @@ class _Known:
     """A verified token and who it is here. Times are in seconds since 1970."""
 
     scope: Scope
-    issued_at: float
     expires_at: float
-    seen_at: float
 
 
 class IssuerTokens:
@@ -63,13 +60,9 @@ class IssuerTokens:
         self._by_issuer = {entry.issuer: entry for entry in issuers}
         self._keys = {entry.name: Jwks(entry, http) for entry in issuers if entry.jwks_url is not None}
         self._users = UnscopedExternalUsers(database)
-        self._cache_s = cache_s
-        self._revocations = revocations
         # By digest, so that the memory of the process does not hold usable tokens.
-        self._known: OrderedDict[bytes, _Known] = OrderedDict()
-        self._loading: dict[bytes, asyncio.Task[_Known]] = {}
-        self._tasks: set[asyncio.Task[_Known]] = set()
-        revocations.subscribe(self.forget, reset=self.forget_all)
+        self._known: Standings[bytes, _Known] = Standings(lambda: revocations.cache_s(cache_s))
+        revocations.subscribe(self.forget, reset=self._known.forget_all)
 
     def takes(self, token: str) -> bool:
         """Whether a token names an issuer of ours, or none where an entry is for those."""
@@ -82,11 +75,10 @@ class IssuerTokens:
     async def authenticate(self, token: str) -> Credential:
         """Verify a token and its subject. Raises `TokenInvalid`, `TokenExpired`, `UserUnknown`, `NoWorkspace`."""
         digest = hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
-        known = self._known.get(digest)
-        now = clock.timestamp()
-        if known is None or not 0 <= now - known.seen_at < self._revocations.cache_s(self._cache_s):
-            known = await self._load(digest, token)
-        if now >= known.expires_at + _LEEWAY_S:
+        known = self._known.find(digest)
+        if known is None:
+            known = await self._known.load(digest, lambda: self._verify(token))
+        if clock.timestamp() >= known.expires_at + _LEEWAY_S:
             raise TokenExpired
         return Credential(known.scope, known.expires_at)
 
@@ -97,46 +89,20 @@ class IssuerTokens:
         standing = await self._users.find(scope.issuer, scope.subject, scope.workspace_id)
         if standing is None or standing.user_id != scope.user_id:
             raise TokenInvalid
-        return Credential(_scope(scope.issuer, scope.subject, standing), clock.timestamp() + _HOLDS_S)
+        # A ticket does not say when its token was made; it is itself younger than this.
+        issued_at = scope.issued_at if scope.issued_at is not None else clock.timestamp() - _TICKET_S
+        if standing.tokens_valid_after is not None and issued_at < standing.tokens_valid_after.timestamp():
+            raise TokenInvalid
+        return Credential(_scope(scope.issuer, scope.subject, standing, issued_at), clock.timestamp() + _HOLDS_S)
 
     def forget(self, revocation: Revocation) -> None:
         """Look up again what rests on what was revoked."""
-        if revocation.kind in {"session", "switch", "key"}:
-            return
-        self._loading.clear()
-        for digest in [digest for digest, known in self._known.items() if revocation.concerns(known.scope)]:
-            del self._known[digest]
-
-    def forget_all(self) -> None:
-        """Look everything up again."""
-        self._known.clear()
-        self._loading.clear()
+        if revocation.kind not in {"session", "switch", "key"}:
+            self._known.forget_where(lambda known: revocation.concerns(known.scope))
 
     async def close(self) -> None:
         """Wait for the look-ups under way."""
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-
-    async def _load(self, digest: bytes, token: str) -> _Known:
-        """Verify a token; requests that come with it meanwhile wait for the same look-up."""
-        task = self._loading.get(digest)
-        if task is None:
-            task = asyncio.create_task(self._verify(token))
-            self._loading[digest] = task
-            self._tasks.add(task)
-            task.add_done_callback(lambda done: self._loaded(digest, done))
-        return await asyncio.shield(task)
-
-    def _loaded(self, digest: bytes, task: asyncio.Task[_Known]) -> None:
-        self._tasks.discard(task)
-        current = self._loading.get(digest) is task
-        if current:
-            del self._loading[digest]
-        if task.cancelled() or task.exception() is not None or not current:
-            return
-        self._known[digest] = task.result()
-        self._known.move_to_end(digest)
-        if len(self._known) > _BOUND:
-            self._known.popitem(last=False)
+        await self._known.close()
 
     async def _verify(self, token: str) -> _Known:
         entry = self._entry(token)
@@ -148,7 +114,7 @@ class IssuerTokens:
         after = standing.tokens_valid_after
         if after is not None and issued_at < after.timestamp():
             raise TokenInvalid
-        return _Known(_scope(entry.name, subject, standing), issued_at, expires_at, clock.timestamp())
+        return _Known(_scope(entry.name, subject, standing, issued_at), expires_at)
 
     def _entry(self, token: str) -> Issuer | None:
         """Return the entry that a token's unverified `iss` names."""
@@ -228,7 +194,7 @@ class IssuerTokens:
             raise TokenExpired
 
 
-def _scope(issuer: str, subject: str, standing: ExternalStanding) -> Scope:
+def _scope(issuer: str, subject: str, standing: ExternalStanding, issued_at: float) -> Scope:
     return Scope(
         standing.workspace_id,
         standing.user_id,
@@ -236,4 +202,5 @@ def _scope(issuer: str, subject: str, standing: ExternalStanding) -> Scope:
         subject=subject,
         permissions=permissions_of(standing.role),
         issuer=issuer,
+        issued_at=issued_at,
     )

@@ -13,7 +13,7 @@ from parley.core.settings import Settings
 from parley.identity.api_keys import ApiKeys
 from parley.identity.authenticator import SessionAuthenticator
 from parley.identity.bearer import BearerAuthenticator
-from parley.identity.clerk_webhooks import ClerkWebhooks
+from parley.identity.clerk_webhooks import ClerkWebhooks, load_webhook_secrets
 from parley.identity.devices import Devices
 from parley.identity.guessing import Guessing
 from parley.identity.issuer_tokens import IssuerTokens
@@ -59,11 +59,6 @@ def own_issuer(settings: Settings) -> str:
     """Return what our own tokens have as `iss`."""
     # Not the address in development, where the port changes between two starts.
     return settings.public_url.rstrip("/") or "parley"
-
-
-def _webhook_secrets(settings: Settings) -> tuple[str, ...]:
-    secret = settings.auth.clerk_webhook_secret
-    return tuple(part.strip() for part in secret.get_secret_value().split(",") if part.strip()) if secret else ()
 
 
 def build_identity(
@@ -135,6 +130,8 @@ def build_identity(
         ),
         one_time_tokens=one_time_tokens,
         external=external,
-        clerk_webhooks=ClerkWebhooks(database, issuers, secrets=_webhook_secrets(settings), revocations=revocations),
+        clerk_webhooks=ClerkWebhooks(
+            database, issuers, secrets=load_webhook_secrets(settings), revocations=revocations
+        ),
         invitation_hash=SecretHash(key_ring(secrets, "invitation")),
     )

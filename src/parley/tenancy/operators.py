@@ -9,6 +9,9 @@ from parley.core.errors import Conflict, NotFound
 from parley.core.revocations import Revocation, Revocations
 from parley.core.scope import Role
 from parley.tenancy.audit import Action, record
+from parley.tenancy.repository import UnscopedWorkspaceRepository
+from parley.tenancy.roles import keep_an_owner
+from parley.tenancy.workspaces import Leaving
 
 _LIST = """
     SELECT w.id, w.name, w.personal, w.created_at, count(m.user_id) AS members
@@ -19,9 +22,6 @@ _MEMBERS = """
     SELECT m.user_id, u.email, u.name, m.role, m.created_at, u.disabled_at
     FROM memberships m JOIN users u ON u.id = m.user_id WHERE m.workspace_id = $1 ORDER BY m.created_at, m.user_id
 """
-_ADD = "INSERT INTO memberships (workspace_id, user_id, role) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING RETURNING role"
-_OWNERS = "SELECT user_id FROM memberships WHERE workspace_id = $1 AND role = 'owner' FOR UPDATE"
-_SET_ROLE = "UPDATE memberships SET role = $3 WHERE workspace_id = $1 AND user_id = $2 RETURNING role"
 
 
 class NoSuchWorkspace(NotFound):
@@ -42,19 +42,13 @@ class AlreadyAMember(Conflict):
     message = "The user is a member already."
 
 
-class NeedsAnOwner(Conflict):
-    """Every workspace has one."""
-
-    code = "last_owner"
-    message = "The workspace would have no owner: make somebody else owner first."
-
-
 class UnscopedWorkspaceOperators:
     """Workspaces, for operators."""
 
-    def __init__(self, database: Database, revocations: Revocations) -> None:
+    def __init__(self, database: Database, revocations: Revocations, *, leaving: Sequence[Leaving] = ()) -> None:
         self._database = database
         self._revocations = revocations
+        self._leaving = leaving
 
     async def list(self, *, limit: int) -> Sequence[dict[str, Any]]:
         """Return workspaces with how many members they have, the oldest first."""
@@ -79,7 +73,7 @@ class UnscopedWorkspaceOperators:
         """Give a user a place. Raises `NoSuchWorkspace`, `AlreadyAMember`."""
         await self.show(workspace_id)
         async with self._database.system_unit_of_work() as unit:
-            if await (await unit.driver()).fetchval(_ADD, workspace_id, user_id, role.value) is None:
+            if not await UnscopedWorkspaceRepository(unit).add_member(workspace_id, user_id, role):
                 raise AlreadyAMember
             await record(
                 unit,
@@ -91,14 +85,14 @@ class UnscopedWorkspaceOperators:
             )
 
     async def set_role(self, workspace_id: UUID, user_id: UUID, role: Role) -> None:
-        """Change what a member may, at once. Raises `NotAMember`, `NeedsAnOwner`."""
+        """Change what a member may, at once. Raises `NotAMember`, `LastOwner`."""
         async with self._database.system_unit_of_work() as unit:
-            connection = await unit.driver()
-            owners = {row["user_id"] for row in await connection.fetch(_OWNERS, workspace_id)}
-            if owners == {user_id} and role is not Role.OWNER:
-                raise NeedsAnOwner
-            if await connection.fetchval(_SET_ROLE, workspace_id, user_id, role.value) is None:
+            repository = UnscopedWorkspaceRepository(unit)
+            roles = await repository.lock_roles(workspace_id, (user_id,))
+            if user_id not in roles:
                 raise NotAMember
+            keep_an_owner(roles, user_id, role)
+            await repository.set_role(workspace_id, user_id, role)
             await self._revocations.announce(unit, Revocation("membership", workspace_id, user_id))
             await record(
                 unit,
@@ -112,8 +106,9 @@ class UnscopedWorkspaceOperators:
     async def delete(self, workspace_id: UUID) -> None:
         """Remove a workspace with everything in it. Raises `NoSuchWorkspace`."""
         async with self._database.system_unit_of_work() as unit:
-            connection = await unit.driver()
-            if await connection.fetchval("DELETE FROM workspaces WHERE id = $1 RETURNING id", workspace_id) is None:
+            for leave in self._leaving:
+                await leave(unit, workspace_id, None)
+            if not await UnscopedWorkspaceRepository(unit).delete(workspace_id):
                 raise NoSuchWorkspace
             await self._revocations.announce(unit, Revocation("workspace", workspace_id))
             # The workspace's own log has gone with it.

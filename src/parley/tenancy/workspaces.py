@@ -16,9 +16,9 @@ from parley.core.pagination import PageRequest
 from parley.core.revocations import Revocation, Revocations
 from parley.core.scope import Role, Scope
 from parley.tenancy.audit import Action, record
-from parley.tenancy.errors import LastOwner, LastWorkspace, MemberNotFound, RoleNotAllowed, WorkspaceNotFound
+from parley.tenancy.errors import LastWorkspace, MemberNotFound, RoleNotAllowed, WorkspaceNotFound
 from parley.tenancy.repository import MemberRepository, UnscopedWorkspaceRepository
-from parley.tenancy.roles import may_change
+from parley.tenancy.roles import keep_an_owner, may_change
 from parley.tenancy.schemas import MemberRead, WorkspaceRead
 
 Leaving = Callable[[UnitOfWork, UUID, UUID | None], Awaitable[None]]
@@ -101,7 +101,7 @@ class WorkspaceService:
             before = roles[user_id]
             if not may_change(roles[scope.user_id], before, role):
                 raise RoleNotAllowed
-            self._keep_an_owner(roles, user_id, role)
+            keep_an_owner(roles, user_id, role)
             await repository.set_role(workspace_id, user_id, role)
             if before is not role:
                 await self._revocations.announce(unit, Revocation("membership", workspace_id, user_id))
@@ -130,7 +130,7 @@ class WorkspaceService:
                     raise LastWorkspace
             elif not may_change(roles[scope.user_id], before, None):
                 raise RoleNotAllowed
-            self._keep_an_owner(roles, user_id, None)
+            keep_an_owner(roles, user_id, None)
             for leave in self._leaving:
                 await leave(unit, workspace_id, user_id)
             await repository.remove_member(workspace_id, user_id)
@@ -151,13 +151,6 @@ class WorkspaceService:
         if user_id not in roles:
             raise MemberNotFound
         return roles
-
-    @staticmethod
-    def _keep_an_owner(roles: dict[UUID, Role], user_id: UUID, after: Role | None) -> None:
-        """Raise `LastOwner` if nobody would own the workspace."""
-        owners = {id_ for id_, role in roles.items() if role is Role.OWNER}
-        if after is not Role.OWNER and owners == {user_id}:
-            raise LastOwner
 
 
 def _member(row: RowMapping) -> MemberRead:

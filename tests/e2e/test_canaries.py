@@ -163,9 +163,15 @@ def test_a_secret_in_a_file_is_noticed(tmp_path: Path) -> None:
 
 async def test_a_secret_in_a_table_is_noticed(admin: asyncpg.Connection) -> None:
     await admin.execute("INSERT INTO webhook_events (source, event_id) VALUES ('clerk', $1)", "parley_rt_" + "A" * 60)
+    await admin.execute("INSERT INTO users (id, email_verified) VALUES ('019f0000-0000-7000-8000-000000000001', false)")
+    # As bytes, which are shown as hex.
     await admin.execute(
         "INSERT INTO exports (id, user_id, hash, expires_at) SELECT gen_random_uuid(), id, $1, now() FROM users",
         b"correct horse 1",
     )
 
-    assert await secrets_in_tables(admin) == ["webhook_events: parley_rt_AAAA…"]
+    assert await secrets_in_tables(admin) == ["exports: correct horse 1", "webhook_events: parley_rt_AAAA…"]
+
+    # This database too is looked at when it is dropped.
+    await admin.execute("DELETE FROM webhook_events")
+    await admin.execute("DELETE FROM exports")

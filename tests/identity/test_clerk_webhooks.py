@@ -21,6 +21,7 @@ from svix.webhooks import Webhook
 
 from parley.core.db import Database, DatabaseUrls
 from parley.core.settings import AuthSettings
+from parley.identity.external_users import erased_subject
 from tests.conftest import http_client
 from tests.identity.issuers import Made, SigningKey, clerk, jwks_server, shared_secret
 from tests.identity.test_issuers import me, service, socket
@@ -159,6 +160,21 @@ async def test_who_was_deleted_stays_deleted(tmp_path: Path, urls: DatabaseUrls,
     assert found["disabled_at"] is not None
     assert await admin.fetchval("SELECT count(*) FROM users") == 1
     assert await admin.fetchval("SELECT count(*) FROM audit_events WHERE action = 'identity.deleted'") == 1
+
+
+async def test_a_late_message_does_not_name_somebody_who_was_erased_again(
+    tmp_path: Path, urls: DatabaseUrls, admin: asyncpg.Connection
+) -> None:
+    await admin.execute(
+        "INSERT INTO identities (issuer, subject, deleted_at) VALUES ('clerk', $1, now())",
+        erased_subject("clerk", "user_1"),
+    )
+    async with taking(tmp_path, urls) as (app, issuer):
+        for n, kind in enumerate(("user.deleted", "user.created", "user.updated")):
+            await deliver(app, kind, at=n)
+            assert await who(admin) is None
+        assert (await me(app, issuer.token("user_1"))).status_code == 401
+    assert await who(admin) is None
 
 
 GOOD = message("user.created")

@@ -18,7 +18,7 @@ from parley.core.errors import BadRequest, NotFound
 from parley.core.revocations import Revocation, Revocations
 from parley.core.settings import Settings, SettingsInvalid
 from parley.identity.errors import UserUnknown
-from parley.identity.external_users import Profile, UnscopedExternalUsers
+from parley.identity.external_users import Profile, UnscopedExternalUsers, erased_subject
 from parley.identity.issuers import Algorithm, Issuer
 from parley.tenancy.audit import Action, record
 
@@ -32,8 +32,11 @@ _LOCK = "SELECT pg_advisory_xact_lock(hashtextextended($1, 0))"
 _FIND = "SELECT user_id, updated_at, deleted_at FROM identities WHERE issuer = $1 AND subject = $2"
 _UPDATE_USER = "UPDATE users SET email = $2, name = $3, email_verified = $4 WHERE id = $1"
 _SEEN = "UPDATE identities SET updated_at = $3 WHERE issuer = $1 AND subject = $2"
+# Whom an erasure has left a hash of, a late message does not name again.
 _TOMBSTONE = """
-    INSERT INTO identities (issuer, subject, updated_at, deleted_at) VALUES ($1, $2, $3, $3)
+    INSERT INTO identities (issuer, subject, updated_at, deleted_at)
+    SELECT $1::text, $2::text, $3::timestamptz, $3
+    WHERE NOT EXISTS (SELECT FROM identities WHERE issuer = $1 AND subject = $4)
     ON CONFLICT (issuer, subject) DO UPDATE SET updated_at = greatest(identities.updated_at, $3), deleted_at = $3
 """
 _DISABLE = "UPDATE users SET disabled_at = coalesce(disabled_at, $2), tokens_valid_after = $2 WHERE id = $1"
@@ -135,7 +138,7 @@ class ClerkWebhooks:
         self, unit: UnitOfWork, issuer: Issuer, subject: str, user_id: UUID | None, moment: datetime
     ) -> None:
         connection = await unit.driver()
-        await connection.execute(_TOMBSTONE, issuer.name, subject, moment)
+        await connection.execute(_TOMBSTONE, issuer.name, subject, moment, erased_subject(issuer.name, subject))
         if user_id is not None:
             await connection.execute(_DISABLE, user_id, moment)
             await self._revocations.announce(unit, Revocation("user", user_id))

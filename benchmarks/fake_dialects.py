@@ -35,10 +35,20 @@ class Dialect:
     error_event: bytes
 
     @staticmethod
+    def given(messages: list[dict[str, Any]]) -> str:
+        """Return the beginning of the answer that the caller gives, empty when there is none."""
+        if not messages or messages[-1].get("role") != "assistant":
+            return ""
+        content = messages[-1].get("content")
+        if isinstance(content, list):
+            content = content[-1].get("text") if content else None
+        return content or ""
+
+    @staticmethod
     def last_user_text(messages: list[dict[str, Any]]) -> str:
         """Return the text of the last user message that has any."""
         for message in reversed(messages):
-            if message["role"] == "user" and (text := _text(message["content"])):
+            if message.get("role") == "user" and (text := _text(message["content"])):
                 return text
         return ""
 
@@ -47,9 +57,20 @@ class Dialect:
         """Whether the model is being told what a tool did."""
         if not messages:
             return False
-        content = messages[-1]["content"]
+        last = messages[-2] if len(messages) > 1 and messages[-1].get("role") == "assistant" else messages[-1]
+        content = last.get("content")
         blocks = content if isinstance(content, list) else []
-        return messages[-1]["role"] == "tool" or any(block["type"] == "tool_result" for block in blocks)
+        return (
+            last.get("role") == "tool"
+            or last.get("type") == "function_call_output"
+            or any(block["type"] == "tool_result" for block in blocks)
+        )
+
+
+def messages_of(body: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return what a request tells of the conversation, in whichever dialect."""
+    messages: list[dict[str, Any]] = body.get("messages") or body.get("input") or []
+    return messages
 
 
 def _text(content: object) -> str:
@@ -60,12 +81,15 @@ def _text(content: object) -> str:
     return ""
 
 
-def _words(body: dict[str, Any]) -> int:
-    texts = [_text(message.get("content")) for message in body.get("messages", [])]
-    return sum(len(text.split()) for text in [*texts, str(body.get("system") or "")])
+def count_words(body: dict[str, Any]) -> int:
+    """Count the words of a request."""
+    texts = [_text(message.get("content")) for message in messages_of(body)]
+    rest = [str(body.get("system") or ""), str(body.get("instructions") or "")]
+    return sum(len(text.split()) for text in [*texts, *rest])
 
 
-def _thoughts(plan: Plan) -> list[str]:
+def reasoning_pieces(plan: Plan) -> list[str]:
+    """Return the pieces of reasoning."""
     return [f"thought {number} " for number in range(1, plan.reasoning + 1)]
 
 
@@ -80,7 +104,7 @@ def _halves(text: str) -> list[str]:
     return [f'"{part}"' for part in parts]
 
 
-def _text_deltas(plan: Plan, frame: Callable[[bytes], bytes]) -> list[bytes]:
+def text_deltas(plan: Plan, frame: Callable[[bytes], bytes]) -> list[bytes]:
     """Frame the pieces; `frame` takes a JSON string."""
     if plan.stamp:
         return [b""] * plan.deltas
@@ -89,7 +113,8 @@ def _text_deltas(plan: Plan, frame: Callable[[bytes], bytes]) -> list[bytes]:
     return [frame(orjson.dumps(piece)) for piece in plan.pieces()]
 
 
-def _thirds(text: str) -> list[str]:
+def cut_in_thirds(text: str) -> list[str]:
+    """Cut arguments into three pieces."""
     step = max(1, -(-len(text) // 3))
     return [text[at : at + step] for at in range(0, len(text), step)]
 
@@ -118,19 +143,21 @@ def _openai_text(json_text: bytes) -> bytes:
 
 
 def _openai_frames(body: dict[str, Any], plan: Plan) -> Frames:
-    thoughts = [_openai_event(b'{"reasoning_content":' + orjson.dumps(thought) + b"}") for thought in _thoughts(plan)]
+    thoughts = [
+        _openai_event(b'{"reasoning_content":' + orjson.dumps(thought) + b"}") for thought in reasoning_pieces(plan)
+    ]
     calls = []
     # The pieces of several calls come mixed, as the protocol allows.
     rows = [
         [{"index": index, "id": f"call_{index}", "type": "function", "function": {"name": name, "arguments": ""}}]
-        + [{"index": index, "function": {"arguments": piece}} for piece in _thirds(arguments)]
+        + [{"index": index, "function": {"arguments": piece}} for piece in cut_in_thirds(arguments)]
         for index, (name, arguments) in enumerate(plan.tools)
     ]
     for step in range(max(map(len, rows), default=0)):
         calls += [_openai_event(orjson.dumps({"tool_calls": [row[step]]})) for row in rows if step < len(row)]
     usage = {
-        "prompt_tokens": _words(body),
-        "completion_tokens": plan.deltas,
+        "prompt_tokens": count_words(body),
+        "completion_tokens": len(plan.pieces()),
         "prompt_tokens_details": {"cached_tokens": 1},
     }
     reason = "tool_calls" if plan.tools else "stop"
@@ -146,7 +173,7 @@ def _openai_frames(body: dict[str, Any], plan: Plan) -> Frames:
         ]
     return Frames(
         opening=_openai_event(b'{"role":"assistant","content":""}'),
-        deltas=[*thoughts, *_text_deltas(plan, _openai_text), *calls],
+        deltas=[*thoughts, *text_deltas(plan, _openai_text), *calls],
         ending=ending,
         whole={
             "id": "chatcmpl-1",
@@ -159,7 +186,8 @@ def _openai_frames(body: dict[str, Any], plan: Plan) -> Frames:
     )
 
 
-def _openai_refusal(fault: str) -> tuple[int, dict[str, Any]]:
+def openai_refusal(fault: str) -> tuple[int, dict[str, Any]]:
+    """Refuse as OpenAI does."""
     codes = {"ctx": "context_length_exceeded", "filter": "content_filter", "quota": "insufficient_quota"}
     message = "Incorrect API key provided: sk-very-secret. The prompt was: my secret prompt"
     return int(fault[:3]), {"error": {"message": message, "type": "some_error", "code": codes.get(fault[3:])}}
@@ -191,7 +219,7 @@ def _anthropic_text(json_text: bytes) -> bytes:
 def _anthropic_frames(body: dict[str, Any], plan: Plan) -> Frames:
     thoughts = [
         _anthropic_delta(0, orjson.dumps({"type": "thinking_delta", "thinking": thought}))
-        for thought in _thoughts(plan)
+        for thought in reasoning_pieces(plan)
     ]
     if thoughts:
         thoughts[0] = _anthropic_block(0, {"type": "thinking", "thinking": ""}) + thoughts[0]
@@ -201,19 +229,19 @@ def _anthropic_frames(body: dict[str, Any], plan: Plan) -> Frames:
         calls.append(_anthropic_block(index, {"type": "tool_use", "id": f"toolu_{index}", "name": name, "input": {}}))
         calls += [
             _anthropic_delta(index, orjson.dumps({"type": "input_json_delta", "partial_json": piece}))
-            for piece in _thirds(arguments)
+            for piece in cut_in_thirds(arguments)
         ]
         calls.append(_anthropic_stop(index))
-    texts = _text_deltas(plan, _anthropic_text)
+    texts = text_deltas(plan, _anthropic_text)
     if texts and not plan.stamp:
         texts[0] = _anthropic_block(1, {"type": "text", "text": ""}) + texts[0]
         texts[-1] += _anthropic_stop(1)
-    words = _words(body)
+    words = count_words(body)
     reason = "tool_use" if plan.tools else "end_turn"
     # Cached tokens stand beside the others here, not among them.
     usage = {"input_tokens": words - 1, "cache_read_input_tokens": 1, "output_tokens": 1}
     start = {"id": "msg_1", "type": "message", "role": "assistant", "model": "fake", "content": [], "usage": usage}
-    last = {"delta": {"stop_reason": reason, "stop_sequence": None}, "usage": {"output_tokens": plan.deltas}}
+    last = {"delta": {"stop_reason": reason, "stop_sequence": None}, "usage": {"output_tokens": len(plan.pieces())}}
     ending = _anthropic_event(b"message_delta", orjson.dumps(last)[1:-1])
     if plan.fail != "no_done":
         ending += _anthropic_event(b"message_stop", b'"x":0')
@@ -227,7 +255,12 @@ def _anthropic_frames(body: dict[str, Any], plan: Plan) -> Frames:
         + b'event: ping\ndata: {"type": "ping"}\n\n',
         deltas=[*thoughts, *texts, *calls],
         ending=ending,
-        whole={**start, "content": content, "stop_reason": reason, "usage": {**usage, "output_tokens": plan.deltas}},
+        whole={
+            **start,
+            "content": content,
+            "stop_reason": reason,
+            "usage": {**usage, "output_tokens": len(plan.pieces())},
+        },
         text_frame=lambda text: _anthropic_text(b'"' + text.encode() + b'"'),
     )
 
@@ -256,7 +289,7 @@ def _anthropic_refusal(fault: str) -> tuple[int, dict[str, Any]]:
 _OPENAI = Dialect(
     name="openai",
     frames=_openai_frames,
-    refusal=_openai_refusal,
+    refusal=openai_refusal,
     error_event=b'data: {"error":{"message":"secret overload","type":"server_error","code":503}}\n\n',
 )
 _ANTHROPIC = Dialect(

@@ -55,6 +55,17 @@ class Plan:
     answer, `split_utf8` (cut inside characters) and `surrogates` (pairs cut between two deltas)."""
     fail_first: int = 0  # fail only so many calls with this very text; 0 is all of them
     tools: list[tuple[str, str]] = field(default_factory=list)  # name and raw arguments
+    given: str = ""  # the beginning of the answer, if the caller gave it and it is that
+    echo: int = 0  # 1: say the given beginning again, as Mistral does: white space at its end comes with what follows
+
+    # How a response in the background is read a second time.
+    expired: int = 0  # the status, such as 400, with which it is not streamed again
+    forget: int = 0  # 1: nor known as an object
+    other: int = 0  # 1: its object holds another text
+    overlap: int = 0  # so many events before those that are wanted come again; below 0, so many are left out
+    poll_faults: int = 0  # so many times its object cannot be had
+    deaf: int = 0  # 1: an order to stop is not answered
+    refail: str = ""  # as `fail`, for the connection that reads again
 
     @classmethod
     def read(cls, text: str, *, with_tools: bool) -> Self:
@@ -79,4 +90,15 @@ class Plan:
 
     def pieces(self) -> tuple[str, ...]:
         """Return the text, piece by piece."""
-        return script(self.seed, self.deltas, self.size)
+        whole = script(self.seed, self.deltas, self.size)
+        if not self.given or not "".join(whole).startswith(self.given):
+            return whole
+        left, at = len(self.given), 0
+        while left and left >= len(whole[at]):
+            left -= len(whole[at])
+            at += 1
+        rest = (whole[at][left:], *whole[at + 1 :]) if left else whole[at:]
+        if self.echo:
+            kept = self.given.rstrip()
+            rest = (kept, self.given[len(kept) :] + (rest[0] if rest else ""), *rest[1:])
+        return tuple(piece for piece in rest if piece)

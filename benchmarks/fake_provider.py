@@ -1,8 +1,9 @@
-"""A model provider for tests and load: OpenAI's and Anthropic's dialects over a bare asyncio protocol.
+"""A model provider for tests and load: OpenAI's two dialects and Anthropic's over a bare asyncio protocol.
 
 The last user message says, as `key=value` words, how to answer (see `Plan`):
 ``deltas=2000 rate=25 ttft=0.2 seed=7 size=4 reasoning=5 tool=add_task:{"title":"x"} fail=die_at:30``.
-`script` gives the exact text that a plan streams. `GET /_requests` tells what was asked and how each call ended.
+`script` gives the exact text that a plan streams; a caller that gives a beginning of that text gets the rest. Responses
+in the background go on without a reader. `GET /_requests` tells what was asked and how each call ended.
 
     python -m benchmarks.fake_provider --port 0     # first line: listening on 127.0.0.1:PORT
 """
@@ -14,14 +15,17 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Self, cast
+from urllib.parse import parse_qs
 
 import orjson
 import uvloop
 
-from benchmarks.fake_dialects import DIALECTS, Dialect, Frames
+from benchmarks.fake_dialects import DIALECTS, Dialect, Frames, messages_of
 from benchmarks.fake_plan import Plan, script
+from benchmarks.fake_responses import PATHS as RESPONSES_PATHS
+from benchmarks.fake_responses import RESPONSES, Background, answer, later_plan
 
 __all__ = ["FakeProvider", "Plan", "Record", "script"]
 
@@ -43,6 +47,14 @@ class Record:
     completed: bool = False
     closed_early: bool = False
     closed_at: float | None = None
+    method: str = "POST"
+    asked: str = ""
+    """The last user message."""
+    generated: bool = False
+    """Whether this call made the provider write an answer: one that it is paid for."""
+    cancelled: bool = False
+    """Whether that answer was stopped before its end."""
+    response_id: str | None = None
 
 
 class FakeProvider:
@@ -54,6 +66,7 @@ class FakeProvider:
         self.ids = itertools.count(1)
         self.connections: set[_Connection] = set()
         self.asked: Counter[str] = Counter()
+        self.responses: dict[str, Background] = {}
         self._server: asyncio.Server | None = None
         self._changed = asyncio.Event()
 
@@ -77,6 +90,16 @@ class FakeProvider:
             self._changed.clear()
             await self._changed.wait()
         await self._server.wait_closed()
+
+    def generations(self, asked: str = "") -> list[Record]:
+        """Return the calls that made an answer be written, with this in their last user message."""
+        return [record for record in self.requests if record.generated and asked in record.asked]
+
+    def keep(self, background: Background) -> None:
+        """Keep a response, and as many of the latest as there are calls kept."""
+        self.responses[background.id] = background
+        if len(self.responses) > (self.requests.maxlen or 0):
+            del self.responses[next(iter(self.responses))]
 
     def changed(self) -> None:
         """Wake those who wait in `until`."""
@@ -150,14 +173,63 @@ class _Connection(asyncio.Protocol):
         if method == "GET" and path == "/_requests":
             self.send_whole(200, [asdict(record) for record in self._provider.requests])
             return
-        dialect = DIALECTS.get(path)
-        if method != "POST" or dialect is None:
+        bare, _, query = path.partition("?")
+        root, _, response_id = bare.partition("/responses/")
+        dialect = RESPONSES if (response_id and root in {"", "/v1"}) or bare in RESPONSES_PATHS else DIALECTS.get(bare)
+        if dialect is None or (method != "POST" and not response_id):
             self.send_whole(404, {"error": {"message": "no such path"}})
             return
-        record = Record(next(self._provider.ids), dialect.name, path, headers, orjson.loads(content), time.monotonic())
+        body = orjson.loads(content) if content else {}
+        record = Record(next(self._provider.ids), dialect.name, path, headers, body, time.monotonic(), method=method)
         self._provider.requests.append(record)
         self._provider.changed()
-        self._answer = _Answer(self, dialect, record, self._provider.asked)
+        if response_id:
+            self._read_again(record, response_id, parse_qs(query))
+            return
+        plan = self._plan(dialect, record)
+        background = None
+        if dialect is RESPONSES and not plan.fault[0][:3].isdigit():
+            record.response_id = f"resp_{record.id:08d}"
+            background = Background(record.response_id, plan, record)
+            self._provider.keep(background)
+            plan = replace(plan, stamp=0)  # they are in the text already
+        frames = background.frames(-1)[0] if background else dialect.frames(record.body, plan)
+        self._answer = _Answer(self, dialect, record, plan, frames, background)
+        self._answer.start()
+
+    def _plan(self, dialect: Dialect, record: Record) -> Plan:
+        messages = messages_of(record.body)
+        record.asked = dialect.last_user_text(messages)
+        plan = Plan.read(record.asked, with_tools=not dialect.ends_with_tool_result(messages))
+        plan.given = dialect.given(messages)
+        if plan.fail_first:
+            asked = self._provider.asked
+            asked[record.asked] += 1
+            if asked[record.asked] > plan.fail_first:
+                plan.fail = ""
+        return plan
+
+    def _read_again(self, record: Record, rest: str, query: dict[str, list[str]]) -> None:
+        response_id, _, verb = rest.partition("/")
+        background = self._provider.responses.get(response_id)
+        stream = query.get("stream") == ["true"]
+        record.response_id = response_id
+        if verb == "cancel" and background is not None and background.plan.deaf:
+            return
+        if verb == "cancel" and background is not None:
+            background.cancel()
+            refusal: tuple[int, object] | None = 200, background.whole()
+        else:
+            refusal = answer(background, stream=stream)
+        if background is None or refusal is not None:
+            assert refusal is not None
+            record.completed = True
+            self.send_whole(*refusal)
+            self.answered()
+            return
+        record.body["stream"] = True
+        frames, first = background.frames(int(query.get("starting_after", ["-1"])[0]))
+        self._answer = _Answer(self, RESPONSES, record, later_plan(background.plan), frames, background, first)
         self._answer.start()
 
     def send_whole(self, status: int, value: object, *, kind: str = "application/json", extra: str = "") -> None:
@@ -172,7 +244,16 @@ class _Connection(asyncio.Protocol):
 class _Answer:
     """One answer on its way. Driven by timers, one per delta, and by the transport's back-pressure."""
 
-    def __init__(self, connection: _Connection, dialect: Dialect, record: Record, asked: Counter[str]) -> None:
+    def __init__(
+        self,
+        connection: _Connection,
+        dialect: Dialect,
+        record: Record,
+        plan: Plan,
+        frames: Frames,
+        background: Background | None = None,
+        first: int = 0,
+    ) -> None:
         self._connection = connection
         self._write = connection.transport.write
         self._dialect = dialect
@@ -180,17 +261,13 @@ class _Answer:
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         self.paused = False
-        messages = record.body.get("messages", [])
-        last = dialect.last_user_text(messages)
-        self.plan = Plan.read(last, with_tools=not dialect.ends_with_tool_result(messages))
-        if self.plan.fail_first:
-            asked[last] += 1
-            if asked[last] > self.plan.fail_first:
-                self.plan.fail = ""
-        self._fault, self._fault_at = self.plan.fault
-        self._frames: Frames = dialect.frames(record.body, self.plan)
+        self.plan = plan
+        self._fault, self._fault_at = plan.fault
+        self._frames = frames
+        self._background = background
+        self._first = first
         self._index = 0
-        self._count = len(self._frames.deltas)
+        self._count = len(frames.deltas)
         self._carry = b""
         self._due = 0.0
 
@@ -208,6 +285,7 @@ class _Answer:
             self._connection.send_whole(status, body, extra=extra)
             self._finish()
             return
+        self._record.generated = self._record.method == "POST"
         if not self._record.body.get("stream"):
             self._connection.send_whole(200, self._frames.whole)
             self._finish()
@@ -218,6 +296,9 @@ class _Answer:
             return
         self._send(self._frames.opening)
         self._due = self._loop.time() + plan.ttft
+        if self._background is not None:
+            self._background.readers.add(self)
+            self._due += self._background.due_at(self._first) - time.monotonic() - plan.ttft
         step: Callable[[], None] = self._burst if plan.burst else self._tick
         self._timer = self._loop.call_at(self._due, step)
 
@@ -232,6 +313,17 @@ class _Answer:
         record = self._record
         record.closed_at = time.monotonic()
         record.closed_early = not record.completed
+        if self._background is not None:
+            self._background.readers.discard(self)
+        elif record.generated:
+            record.cancelled = record.closed_early
+
+    def cut(self) -> None:
+        """End the stream of a response that has been cancelled."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._end_body()
 
     def _tick(self) -> None:
         """Send what is due: one delta at a rate, else as many as the socket takes in one go."""
@@ -312,6 +404,8 @@ class _Answer:
 
     def _finish(self) -> None:
         self._record.completed = True
+        if self._background is not None:
+            self._background.readers.discard(self)
         self._connection.answered()
 
 

@@ -1,7 +1,7 @@
 """How the tests of models ask the fake provider."""
 
 from collections.abc import AsyncGenerator, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import SecretStr
 
@@ -9,8 +9,8 @@ from benchmarks.fake_provider import FakeProvider
 from parley.llm.ports import Chunk, ModelMessage, ModelRequest, ReasoningChunk, TextChunk, TextPart, ToolSpec
 from parley.llm.registry import ModelEntry, Price, Timeouts
 
-Kind = Literal["openai", "anthropic"]
-KINDS: tuple[Kind, ...] = ("openai", "anthropic")
+Kind = Literal["openai", "openai_responses", "anthropic"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
 def entry_for(
@@ -22,7 +22,7 @@ def entry_for(
         "provider": kind,
         "kind": kind,
         "name": "fake-model",
-        "base_url": f"{provider.url}/v1" if kind == "openai" else provider.url,
+        "base_url": provider.url if kind == "anthropic" else f"{provider.url}/v1",
         "api_key": SecretStr("test-key"),
         "price": Price.model_validate({"input": 3, "cached_input": "0.3", "output": 15}),
         "timeouts": Timeouts.model_validate(

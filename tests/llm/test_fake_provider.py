@@ -8,6 +8,7 @@ import httpx
 import pytest
 
 from benchmarks.fake_provider import FakeProvider, Plan, script
+from parley.llm.errors import ModelError
 from parley.llm.factory import build_model
 from parley.llm.ports import TextChunk
 from tests.llm.calls import KINDS, Kind, asking, collect, entry_for
@@ -66,6 +67,55 @@ async def test_it_tells_what_became_of_each_call(provider: FakeProvider, http: h
     assert (early["completed"], early["closed_early"]) == (False, True)
     assert 1 <= early["deltas_sent"] < 900
     assert early["closed_at"] >= early["began_at"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_it_tells_which_calls_made_an_answer_and_which_of_those_were_stopped(
+    kind: Kind, provider: FakeProvider, http: httpx.AsyncClient
+) -> None:
+    model = build_model(entry_for(kind, provider), http)
+    await collect(model.stream(asking("one deltas=9")))
+    with pytest.raises(ModelError):
+        await collect(model.stream(asking("two fail=500")))
+    stopped = model.stream(asking("three deltas=900 rate=100"))
+    async for chunk in stopped:
+        if isinstance(chunk, TextChunk):
+            break
+    await stopped.aclose()
+    await provider.until(lambda: provider.generations("three")[0].cancelled, 1)
+    assert [(record.asked.split()[0], record.cancelled) for record in provider.generations()] == [
+        ("one", False),
+        ("three", True),
+    ]
+    shown = (await http.get(f"{provider.url}/_requests")).json()
+    assert sum(record["generated"] for record in shown) == 2
+    assert sum(record["cancelled"] for record in shown) == 1
+
+
+async def test_a_response_goes_on_without_a_reader(provider: FakeProvider, http: httpx.AsyncClient) -> None:
+    body = {"input": [{"role": "user", "content": "deltas=20 rate=100"}], "stream": True, "background": True}
+    async with http.stream("POST", f"{provider.url}/v1/responses", json=body) as response:
+        await anext(response.aiter_bytes())
+    url = f"{provider.url}/v1/responses/{provider.requests[0].response_id}"
+    assert (await http.get(url)).json()["status"] == "in_progress"
+    # Reading to the end takes as long as writing does.
+    again = await http.get(url, params={"stream": "true", "starting_after": "3"})
+    assert again.text.count('"type":"response.output_text.delta"') == 20
+    whole = (await http.post(f"{url}/cancel")).json()
+    assert (whole["status"], whole["output"][1]["content"][0]["text"]) == ("completed", "".join(script(1, 20, 4)))
+    assert not provider.requests[0].cancelled
+
+
+async def test_a_stopped_response_ends_for_whoever_reads_it(provider: FakeProvider, http: httpx.AsyncClient) -> None:
+    body = {"input": [{"role": "user", "content": "deltas=900 rate=100"}], "stream": True, "background": True}
+    async with http.stream("POST", f"{provider.url}/v1/responses", json=body) as response:
+        parts = response.aiter_bytes()
+        await anext(parts)
+        url = f"{provider.url}/v1/responses/{provider.requests[0].response_id}"
+        assert [(await http.post(f"{url}/cancel")).json()["status"] for _ in range(2)] == ["cancelled"] * 2
+        async with asyncio.timeout(2):
+            assert b"response.completed" not in b"".join([part async for part in parts])
+    assert provider.requests[0].cancelled
 
 
 async def test_it_runs_as_a_process(http: httpx.AsyncClient) -> None:

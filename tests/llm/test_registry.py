@@ -118,11 +118,19 @@ def test_only_usable_fallbacks_are_offered(tmp_path: Path) -> None:
         ("fast: second", "fast: [second,\n   thrd]", 20, 'unknown model "thrd"'),
         ("fast: second", "own: second", 19, '"own" is already the id of a model'),
         ("  default:", "  standard:", 17, 'the alias "default" is missing'),
-        ("kind: anthropic", "kind: cohere", 3, "input should be 'openai', 'anthropic' or 'demo'"),
+        ("kind: anthropic", "kind: cohere", 3, "input should be 'openai', 'openai_responses', 'anthropic' or 'demo'"),
         ("{input: 0.25", "{input: cheap", 10, '"models.first.price.input" is not valid'),
         ("{input: 0.25", "{input: -1", 10, "greater than or equal to 0"),
         ("first_token: 2", "first_token: soon", 12, '"models.first.timeouts.first_token" is not valid'),
         ("[tools]", "[tools, flying]", 11, "input should be 'tools'"),
+        ("    capabilities: [tools]", "    prefill: prefixed", 11, "input should be 'plain', 'prefix' or"),
+        ('{provider: two, name: "two', '{prefill: prefix, provider: two, name: "two', 14, "use one of: plain"),
+        (
+            "name: demo}",
+            "name: demo, prefill: prefix}",
+            16,
+            'the kind "demo" know no prefill "prefix"; use one of: plain',
+        ),
         ("    name: ", "    nothing: ", 9, 'unknown key "nothing"'),
         ("name: own}", "price: {}}", 15, '"models.own.name" is missing'),
         ("${SIZE", "${SI ZE", 14, 'a variable is written "${NAME}"'),
@@ -144,6 +152,16 @@ def test_a_mistake_is_told_with_file_line_and_remedy(
     assert (caught.value.line, caught.value.path) == (line, tmp_path / "registry.yaml"), str(caught.value)
     assert str(caught.value).startswith(f"{tmp_path / 'registry.yaml'}, line {line}: ")
     assert words in str(caught.value)
+
+
+def test_a_model_may_say_how_it_takes_the_beginning_of_its_answer(tmp_path: Path) -> None:
+    assert {entry.prefill for entry in load(tmp_path).entries()} == {None}
+    for style in ("plain", "prefix", "continue_final_message"):
+        text = GOOD.replace("name: own}", f"name: own, prefill: {style}}}")
+        assert load(tmp_path, text, OWN_URL="http://127.0.0.1:1/v1").resolve("own").prefill == style
+    text = text.replace("own: {kind: openai,", "own: {kind: openai_responses,")
+    with pytest.raises(RegistryInvalid, match=r'line 15: .* "openai_responses" know no prefill .*; remove it'):
+        load(tmp_path, text)
 
 
 @pytest.mark.parametrize("text", ["", "just text", "- a\n- b\n", "\x00"])

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.fake_provider import FakeProvider, script
-from parley.llm.errors import ModelError, ModelNotUsable, UnknownModel
-from parley.llm.ports import TextChunk, UsageChunk
+from parley.llm.errors import ModelError, ModelNotUsable, ReattachRefused, UnknownModel
+from parley.llm.ports import CursorChunk, TextChunk, UsageChunk
 from parley.llm.registry import ModelEntry, ModelRegistry, Price
 from parley.llm.retry import AttemptStarted
 from parley.usage.service import ModelCall, UsageService, cost_of
@@ -18,6 +18,7 @@ from tests.llm.calls import asking, text_of
 REGISTRY = """\
 providers:
   openai: {kind: openai, base_url: "${URL}/v1"}
+  responses: {kind: openai_responses, base_url: "${URL}/v1"}
   anthropic: {kind: anthropic, base_url: "${URL}"}
   gone: {kind: openai, base_url: "${URL}/gone"}
   keyless: {kind: openai, base_url: "${URL}/v1", api_key: "${KEY:-}"}
@@ -25,11 +26,15 @@ providers:
 models:
   openai: {provider: openai, name: fake, price: {input: 3, cached_input: 0.3, output: 15}, retries: 0}
   anthropic: {provider: anthropic, name: fake, price: {input: 3, cached_input: 0.3, output: 15}, retries: 0}
+  responses: {provider: responses, name: fake, price: {input: 3, cached_input: 0.3, output: 15}, retries: 0}
   gone: {provider: gone, name: fake, retries: 0, fallbacks: [keyless, openai]}
+  begun: {provider: gone, name: fake, retries: 0, fallbacks: [openai], prefill: plain}
+  begun_keyless: {provider: keyless, name: fake, prefill: plain}
   keyless: {provider: keyless, name: fake}
-  demo: {provider: demo, name: demo, parameters: {delay_ms: 0}}
+  demo: {provider: demo, name: demo, parameters: {delay_ms: 0}, prefill: plain}
 aliases:
   default: [keyless, demo]
+  other: [responses]
 """
 
 
@@ -193,3 +198,119 @@ def test_a_wrong_model_is_told_before_anything_is_sent(service: UsageService) ->
         service.stream(asking("x"), "nobody")
     with pytest.raises(ModelNotUsable, match="KEY is not set"):
         service.stream(asking("x"), "keyless")
+
+
+async def leave(call: ModelCall, deltas: int) -> tuple[str, str]:
+    """Read a little, then close the call. Returns the last cursor and the text up to it."""
+    text = cursor = ""
+    async with call:
+        async for item in call:
+            if isinstance(item, TextChunk):
+                text += item.text
+                deltas -= 1
+            elif isinstance(item, CursorChunk):
+                cursor = item.cursor
+                if not deltas:
+                    break
+    return cursor, text
+
+
+async def test_a_closed_call_is_stopped_at_the_provider(service: UsageService, provider: FakeProvider) -> None:
+    await leave(service.stream(asking("deltas=900 rate=100"), "responses"), 2)
+    assert [record.cancelled for record in provider.generations()] == [True]
+
+
+async def test_a_detached_call_goes_on_and_is_read_on(service: UsageService, provider: FakeProvider) -> None:
+    request = asking("deltas=40 seed=3 rate=100")
+    call = service.stream(request, "responses")
+    call.detach()
+    cursor, said = await leave(call, 5)
+    async with service.reattach(request, "responses", cursor, said=said) as again:
+        assert again.entry.id == "responses"
+        items = [item async for item in again]
+    assert said + text_of(items) == "".join(script(3, 40, 4))
+    assert not any(isinstance(item, AttemptStarted) for item in items)
+    tally = again.tally
+    # The provider counts the answer as a whole.
+    assert (tally.input_tokens, tally.output_tokens, tally.estimated) == (3, 40, False)
+    assert len(provider.generations()) == 1
+    # Having been detached is the affair of that one call.
+    await leave(service.stream(request, "responses"), 5)
+    assert [record.cancelled for record in provider.generations()] == [False, True]
+
+
+async def test_a_reader_that_is_cancelled_after_detaching_leaves_the_answer(
+    service: UsageService, provider: FakeProvider
+) -> None:
+    call = service.stream(asking("deltas=900 rate=100"), "responses")
+    shown = asyncio.Event()
+
+    async def read() -> None:
+        async with call:
+            async for item in call:
+                if isinstance(item, TextChunk):
+                    shown.set()
+
+    task = asyncio.create_task(read())
+    await shown.wait()
+    call.detach()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await provider.ended(provider.requests[0], 1)
+    assert [record.cancelled for record in provider.generations()] == [False]
+
+
+async def test_a_call_that_was_read_on_and_stopped_is_estimated_as_a_whole(
+    service: UsageService, provider: FakeProvider
+) -> None:
+    request = asking("deltas=900 rate=100")
+    call = service.stream(request, "responses")
+    call.detach()
+    cursor, said = await leave(call, 20)
+    again = service.reattach(request, "responses", cursor, said=said)
+    text = await stop_after(again, 3)
+    assert again.tally.estimated
+    assert again.tally.output_tokens == -(-len(said + text) // 4)
+    assert again.tally.input_tokens > 0
+    assert provider.generations()[0].cancelled
+
+
+@pytest.mark.parametrize("model", ["nobody", "keyless", "openai", "demo", "other", "default"])
+def test_a_model_that_cannot_be_read_on_is_refused_before_anything_is_sent(service: UsageService, model: str) -> None:
+    with pytest.raises(ReattachRefused):
+        service.reattach(asking("x"), model, "resp_1:1:1", said="x")
+
+
+async def test_an_answer_that_is_gone_is_refused_once(service: UsageService, provider: FakeProvider) -> None:
+    call = service.reattach(asking("x"), "responses", "resp_1:1:1", said="x")
+    with pytest.raises(ReattachRefused):
+        _ = [item async for item in call]
+    assert [record.method for record in provider.requests] == ["GET", "GET"]
+    assert not provider.generations()
+
+
+@pytest.mark.parametrize(
+    ("model", "can"),
+    [
+        ("demo", True),
+        ("begun", True),
+        ("begun_keyless", False),
+        ("openai", False),
+        ("nobody", False),
+        ("default", False),
+    ],
+)
+def test_who_can_be_given_a_beginning(service: UsageService, model: str, *, can: bool) -> None:
+    assert service.can_prefill(model) is can
+
+
+async def test_a_beginning_is_given_to_the_named_model_alone(service: UsageService, provider: FakeProvider) -> None:
+    async with service.stream(asking("repeat 3 x", prefill="x1 x"), "demo") as call:
+        assert text_of([item async for item in call]) == "2 x3"
+    call = service.stream(asking("deltas=3", prefill="x"), "begun")
+    with pytest.raises(ModelError):
+        _ = [item async for item in call]
+    assert not provider.generations()
+    with pytest.raises(ModelNotUsable, match="cannot go on"):
+        service.stream(asking("deltas=3", prefill="x"), "openai")

@@ -97,6 +97,13 @@ class ContentFiltered(ModelError):
     actor = "caller"
 
 
+class ReattachRefused(ModelError):
+    """The provider no longer has the stream that was to be read on from."""
+
+    code = "provider_unavailable"
+    message = "The model provider no longer has the rest of this answer."
+
+
 class ContextTooLong(ModelError):
     """The conversation does not fit into the model's context."""
 

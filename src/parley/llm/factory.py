@@ -7,11 +7,13 @@ import httpx
 from parley.llm.adapters.anthropic import AnthropicModel
 from parley.llm.adapters.demo import DemoModel
 from parley.llm.adapters.openai import OpenAIModel
+from parley.llm.adapters.responses import ResponsesModel
 from parley.llm.ports import ChatModel
 from parley.llm.registry import ModelEntry, ProviderKind
 
 ADAPTERS: Mapping[ProviderKind, Callable[[ModelEntry, httpx.AsyncClient], ChatModel]] = {
     "openai": OpenAIModel,
+    "openai_responses": ResponsesModel,
     "anthropic": AnthropicModel,
     "demo": DemoModel,
 }

@@ -8,7 +8,7 @@ reads it) closes the provider's connection at once.
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,15 +54,35 @@ class ToolSpec:
     parameters: dict[str, Any]
 
 
+@dataclass(slots=True, eq=False)
+class OnClose:
+    """What becomes of an answer at the provider when its reader closes it before its end.
+
+    The reader's side holds it and may change it at any time before it closes.
+    """
+
+    keep_running: bool = False
+    """Leave the answer to go on where it can be read on (`Reattachable`): another process does, or is about to.
+
+    An answer that has not yielded a cursor is stopped all the same: nobody could read on.
+    """
+
+
 @dataclass(frozen=True, slots=True)
 class ModelRequest:
-    """What a model is asked. `max_output_tokens` is always set: nothing runs without a bound."""
+    """What a model is asked. `max_output_tokens` is always set: nothing runs without a bound.
+
+    `prefill` is the beginning of the answer, which the model goes on from without repeating it; only models whose
+    entry says how (`ModelEntry.prefill`) are given one.
+    """
 
     messages: tuple[ModelMessage, ...]
     tools: tuple[ToolSpec, ...] = ()
     max_output_tokens: int = 4096
     temperature: float | None = None
     parameters: dict[str, Any] = field(default_factory=dict)
+    prefill: str | None = None
+    on_close: OnClose = field(default_factory=OnClose, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +121,17 @@ class UsageChunk:
     output_tokens: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class CursorChunk:
+    """A place in the provider's stream that it can be read on from: all before it is in the chunks before this one.
+
+    `cursor` is the adapter's own text, at most 300 characters. It comes from adapters that are `Reattachable`, and
+    never after the first tool call of a stream: what a cursor leaves out nobody else remembers.
+    """
+
+    cursor: str
+
+
 class FinishReason(StrEnum):
     """Why a model stopped."""
 
@@ -117,7 +148,18 @@ class Finish:
     reason: FinishReason
 
 
-Chunk = TextChunk | ReasoningChunk | ToolCallChunk | UsageChunk | Finish
+@dataclass(frozen=True, slots=True)
+class AttemptStarted:
+    """A model is being asked. What follows, until the next of these, is its answer; what came before is void.
+
+    `attempt` counts from 1 over all models of the call.
+    """
+
+    model_id: str
+    attempt: int
+
+
+Chunk = TextChunk | ReasoningChunk | ToolCallChunk | UsageChunk | CursorChunk | Finish
 
 
 class ChatModel(Protocol):
@@ -128,5 +170,23 @@ class ChatModel(Protocol):
 
         Raises a subclass of `parley.llm.errors.ModelError`; the four timeouts (connect, first token, idle, total) are
         among them.
+        """
+        ...
+
+
+@runtime_checkable
+class Reattachable(Protocol):
+    """A model whose answer goes on at the provider while nobody reads it, and can be read on from a cursor.
+
+    Closing such a stream before its end stops the answer at the provider, unless `request.on_close` says otherwise.
+    """
+
+    def reattach(self, request: ModelRequest, cursor: str, *, said: str) -> AsyncGenerator[Chunk]:
+        """Read on from a cursor that an earlier stream yielded.
+
+        `said` is the visible text of that one answer which has been kept; it may reach beyond the cursor, for the
+        process may have ended between a text and its cursor. Yields the text after `said`, exactly, and of all else
+        what follows the cursor. Raises `ReattachRefused` before the first chunk when the provider no
+        longer has the stream and the rest cannot be had otherwise, other `ModelError`s as `stream` does.
         """
         ...

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -22,8 +22,18 @@ from pydantic import (
 from parley.llm.errors import ModelNotUsable, UnknownModel
 from parley.llm.registry_file import Location, SettingsFile, read_settings
 
-ProviderKind = Literal["openai", "anthropic", "demo"]
+ProviderKind = Literal["openai", "openai_responses", "anthropic", "demo"]
+PrefillStyle = Literal["plain", "prefix", "continue_final_message"]
+"""How a model is given the beginning of its answer: as a last message of the assistant as it is (Anthropic up to
+Claude 4.5, the demo model), one with `prefix: true` (Mistral, DeepSeek's beta), or with vLLM's parameters."""
 DEFAULT_ALIAS = "default"
+
+_PREFILL_STYLES: Mapping[ProviderKind, tuple[PrefillStyle, ...]] = {
+    "openai": get_args(PrefillStyle),
+    "openai_responses": (),
+    "anthropic": ("plain",),
+    "demo": ("plain",),
+}
 
 
 class Capability(StrEnum):
@@ -83,6 +93,7 @@ class _Model(_Strict):
     timeouts: Timeouts = Timeouts()
     retries: int = Field(default=2, ge=0, le=10)
     fallbacks: tuple[str, ...] = ()
+    prefill: PrefillStyle | None = None
 
 
 def _as_list(value: Any) -> Any:
@@ -113,6 +124,8 @@ class ModelEntry:
     timeouts: Timeouts = field(default_factory=Timeouts)
     retries: int = 2
     fallbacks: tuple[str, ...] = ()
+    prefill: PrefillStyle | None = None
+    """How it goes on from a given beginning; None when it cannot."""
     unusable: str | None = None
     """Why it cannot be called; None when it can."""
 
@@ -214,6 +227,7 @@ def _entry(id: str, model: _Model, provider: _Provider, unusable: str | None) ->
         timeouts=model.timeouts,
         retries=model.retries,
         fallbacks=model.fallbacks,
+        prefill=model.prefill,
         unusable=unusable,
     )
 
@@ -239,6 +253,11 @@ def _check_references(file: SettingsFile, parsed: _Registry) -> None:
             raise file.invalid(at, "base_url must start with http:// or https:// and name a host")
     for model_id, model in parsed.models.items():
         _check_target(file, ("models", model_id, "provider"), model.provider, parsed.providers, "provider")
+        kind = parsed.providers[model.provider].kind
+        if model.prefill and model.prefill not in (styles := _PREFILL_STYLES[kind]):
+            remedy = f"use one of: {', '.join(styles)}" if styles else "remove it"
+            message = f'providers of the kind "{kind}" know no prefill "{model.prefill}"; {remedy}'
+            raise file.invalid(("models", model_id, "prefill"), message)
         for index, target in enumerate(model.fallbacks):
             where: Location = ("models", model_id, "fallbacks", index)
             _check_target(file, where, target, parsed.models, "model")

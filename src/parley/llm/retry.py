@@ -8,24 +8,15 @@ from contextlib import aclosing
 from dataclasses import dataclass
 
 from parley.llm.errors import ContentFiltered, ModelError, ProviderUnavailable
-from parley.llm.ports import ChatModel, Chunk, ModelRequest, ReasoningChunk, TextChunk, ToolCallChunk
+from parley.llm.ports import AttemptStarted, ChatModel, Chunk, ModelRequest, ReasoningChunk, TextChunk, ToolCallChunk
 from parley.llm.registry import ModelEntry
+
+__all__ = ["AttemptStarted", "Candidate", "stream_with_retries"]
 
 logger = logging.getLogger(__name__)
 
 BACKOFF_BASE_S = 0.5
 BACKOFF_CAP_S = 8.0
-
-
-@dataclass(frozen=True, slots=True)
-class AttemptStarted:
-    """A model is being asked. What follows, until the next of these, is its answer; what came before is void.
-
-    `attempt` counts from 1 over all models of the call.
-    """
-
-    model_id: str
-    attempt: int
 
 
 @dataclass(frozen=True, slots=True)

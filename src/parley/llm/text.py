@@ -26,6 +26,11 @@ class TextJoiner:
     def __init__(self) -> None:
         self._high = ""
 
+    @property
+    def waiting(self) -> bool:
+        """Whether half a character is held back."""
+        return bool(self._high)
+
     def feed(self, piece: str) -> str:
         """Return the text that is complete; empty when all of it has to wait for the next piece."""
         if not self._high and not _UNSAFE.search(piece):

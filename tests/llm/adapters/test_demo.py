@@ -149,6 +149,27 @@ async def test_the_bound_ends_an_answer(model: DemoModel) -> None:
     assert chunks[-1] == Finish(FinishReason.LENGTH)
 
 
+@pytest.mark.parametrize("text", ["repeat 30 tick", "hello  there", "", "repeat 1 x"])
+async def test_given_any_beginning_of_its_answer_it_says_exactly_the_rest(model: DemoModel, text: str) -> None:
+    whole = text_of(await collect(model.stream(asking(text, max_output_tokens=20))))
+    for at in range(1, len(whole) + 1):
+        chunks = await collect(model.stream(asking(text, max_output_tokens=20, prefill=whole[:at])))
+        assert whole[:at] + text_of(chunks) == whole
+        assert all(chunk.text for chunk in chunks if isinstance(chunk, TextChunk))
+        assert chunks[-1] == Finish(FinishReason.LENGTH if "30" in text else FinishReason.STOP)
+        assert chunks[-2] == UsageChunk(len(text.split()), 0, sum(isinstance(chunk, TextChunk) for chunk in chunks))
+
+
+@pytest.mark.parametrize("prefill", ["Something else", "tick1x", "tick1 tick2 tick3 and on"])
+async def test_given_another_beginning_it_begins_anew(model: DemoModel, prefill: str) -> None:
+    assert text_of(await collect(model.stream(asking("repeat 3 tick", prefill=prefill)))) == "tick1 tick2 tick3"
+
+
+async def test_who_has_begun_to_talk_calls_no_tool(model: DemoModel) -> None:
+    chunks = await collect(model.stream(asking("list tasks", tools=TOOLS, prefill="I am Parley's demo")))
+    assert text_of(chunks).startswith(" model: no provider")
+
+
 async def test_the_pause_between_words(model: DemoModel) -> None:
     began_at = time.monotonic()
     await collect(model.stream(asking("repeat 6 x", parameters={"delay_ms": 10})))

@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 
 from parley.core.ids import new_id
+from parley.llm.adapters.prefill import without_echo
 from parley.llm.adapters.refusals import read_error
 from parley.llm.adapters.reply_stream import MAX_ARGUMENT_CHARS, MAX_TOOL_CALLS, as_count, stream_reply, with_parameters
 from parley.llm.errors import BadOutput
@@ -53,7 +54,7 @@ class AnthropicModel:
     def stream(self, request: ModelRequest) -> AsyncGenerator[Chunk]:
         """Ask, and yield what comes."""
         key = self._entry.api_key
-        return stream_reply(
+        chunks = stream_reply(
             self._http,
             self._entry,
             path="/v1/messages",
@@ -61,10 +62,17 @@ class AnthropicModel:
             body=self._body(request),
             parser=_Parser(),
         )
+        if request.prefill:
+            # White space that was not sent may be what the model begins with.
+            return without_echo(chunks, request.prefill[len(request.prefill.rstrip()) :])
+        return chunks
 
     def _body(self, request: ModelRequest) -> dict[str, Any]:
         entry = self._entry
-        body: dict[str, Any] = {"messages": _messages(request.messages), "stream": True}
+        messages = request.messages
+        if request.prefill:
+            messages = (*messages, ModelMessage("assistant", (TextPart(request.prefill),)))
+        body: dict[str, Any] = {"messages": _messages(messages), "stream": True}
         if system := "\n\n".join(_text_of(message) for message in request.messages if message.role == "system"):
             body["system"] = system
         if request.tools:

@@ -3,6 +3,7 @@
 import asyncio
 import re
 from collections.abc import AsyncGenerator, Iterable, Iterator
+from itertools import chain
 from typing import Any
 
 import httpx
@@ -41,6 +42,7 @@ class DemoModel:
     """Answers without a provider.
 
     The entry's parameter `delay_ms` is the pause between two words. `repeat N word` streams N numbered words.
+    Given a prefill that its answer begins with, it says the rest of that answer, word by word as before.
     """
 
     def __init__(self, entry: ModelEntry, http: httpx.AsyncClient | None = None) -> None:  # noqa: ARG002  same for all
@@ -51,24 +53,27 @@ class DemoModel:
         """Ask, and yield what comes."""
         delay_s = float(request.parameters.get("delay_ms", self._delay_ms)) / 1000
         input_tokens = sum(len(_text_of(message).split()) for message in request.messages)
-        call = _tool_call(request)
+        # Who has begun to talk calls no tool any more.
+        call = None if request.prefill else _tool_call(request)
         if call is not None:
             yield call
             yield UsageChunk(input_tokens=input_tokens, output_tokens=len(call.raw.split()))
             yield Finish(FinishReason.TOOL_CALLS)
             return
         limit = min(request.max_output_tokens, self._entry.max_output_tokens)
-        written = 0
+        # The words of the prefill count: the whole is as long as if nobody had broken it off.
+        pieces, given = _behind(request.prefill, _pieces(request)) if request.prefill else (_pieces(request), 0)
+        written = given
         reason = FinishReason.STOP
-        for piece in _pieces(request):
-            if written == limit:
+        for piece in pieces:
+            if written >= limit:
                 reason = FinishReason.LENGTH
                 break
             if written:
                 await asyncio.sleep(delay_s)
             yield TextChunk(piece)
             written += 1
-        yield UsageChunk(input_tokens=input_tokens, output_tokens=written)
+        yield UsageChunk(input_tokens=input_tokens, output_tokens=written - given)
         yield Finish(reason)
 
 
@@ -110,6 +115,21 @@ def _pieces(request: ModelRequest) -> Iterator[str]:
         "I am Parley's demo model: no provider is configured. "
         + (f"You said: {echo}" if echo else "You said nothing that I can read.")
     )
+
+
+def _behind(prefill: str, pieces: Iterator[str]) -> tuple[Iterator[str], int]:
+    """Return what follows the prefill, and how many pieces it stands for: all of them and 0 when it is no beginning."""
+    whole = tuple(pieces)
+    left = prefill
+    for index, piece in enumerate(whole):
+        if not left.startswith(piece):
+            if not piece.startswith(left):
+                break
+            return chain((piece[len(left) :],), whole[index + 1 :]), index
+        left = left[len(piece) :]
+        if not left:
+            return iter(whole[index + 1 :]), index + 1
+    return iter(whole), 0
 
 
 def _words(text: str) -> Iterator[str]:

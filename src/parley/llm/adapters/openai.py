@@ -11,6 +11,7 @@ import httpx
 import orjson
 
 from parley.core.ids import new_id
+from parley.llm.adapters.prefill import without_echo
 from parley.llm.adapters.refusals import read_error
 from parley.llm.adapters.reply_stream import MAX_ARGUMENT_CHARS, MAX_TOOL_CALLS, as_count, stream_reply, with_parameters
 from parley.llm.errors import BadOutput
@@ -40,6 +41,9 @@ _FINISH = {
     "content_filter": FinishReason.CONTENT_FILTER,
 }
 _BOUND_FIELDS = ("max_completion_tokens", "max_tokens")
+# Its answers begin with the prefill, white space at the end of which may be missing. Others that are known (DeepSeek,
+# vLLM unless it is asked with `echo`) send only what is new.
+_ECHOING_HOSTS = ("api.mistral.ai",)
 
 
 class OpenAIModel:
@@ -52,14 +56,23 @@ class OpenAIModel:
     def stream(self, request: ModelRequest) -> AsyncGenerator[Chunk]:
         """Ask, and yield what comes."""
         key = self._entry.api_key
-        return stream_reply(
+        body = self._body(request)
+        chunks = stream_reply(
             self._http,
             self._entry,
             path="/chat/completions",
             headers={"authorization": f"Bearer {key.get_secret_value()}"} if key else {},
-            body=self._body(request),
+            body=body,
             parser=_Parser(),
         )
+        if request.prefill and (self._host in _ECHOING_HOSTS or body.get("echo") is True):
+            kept = request.prefill.rstrip()
+            return without_echo(chunks, kept, request.prefill[len(kept) :])
+        return chunks
+
+    @property
+    def _host(self) -> str:
+        return urlsplit(self._entry.base_url).hostname or ""
 
     def _body(self, request: ModelRequest) -> dict[str, Any]:
         entry = self._entry
@@ -78,12 +91,18 @@ class OpenAIModel:
             ]
         if request.temperature is not None:
             body["temperature"] = request.temperature
+        if request.prefill:
+            body["messages"].append(
+                {"role": "assistant", "content": request.prefill}
+                | ({"prefix": True} if entry.prefill == "prefix" else {})
+            )
+            if entry.prefill == "continue_final_message":
+                body |= {"continue_final_message": True, "add_generation_prompt": False}
         body = with_parameters(body, entry.parameters, request.parameters)
         # OpenAI's newer models refuse the old name of the bound, most other servers do not know the new one.
         # A registry entry settles it by naming one of them among its parameters.
-        host = urlsplit(entry.base_url).hostname or ""
         named = [field for field in _BOUND_FIELDS if field in body]
-        field = named[0] if named else _BOUND_FIELDS[0 if host.endswith(("api.openai.com", ".azure.com")) else 1]
+        field = named[0] if named else _BOUND_FIELDS[0 if self._host.endswith(("api.openai.com", ".azure.com")) else 1]
         body[field] = min([request.max_output_tokens, entry.max_output_tokens, *(body[name] for name in named)])
         body["model"] = entry.name
         return body

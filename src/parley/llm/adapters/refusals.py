@@ -37,6 +37,8 @@ _BY_NAME: Mapping[str, Callable[..., ModelError]] = {
     "request_too_large": ContextTooLong,
     "content_filter": ContentFiltered,
     "content_policy_violation": ContentFiltered,
+    # What OpenAI's reasoning models say of a prompt that breaks its usage policy.
+    "invalid_prompt": ContentFiltered,
     "insufficient_quota": _out_of_quota,
     "billing_error": _out_of_quota,
     "invalid_api_key": ProviderAuthFailed,

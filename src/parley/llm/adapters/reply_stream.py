@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import httpx
 import orjson
@@ -18,6 +18,7 @@ from parley.llm.sse import Event, EventSplitter
 from parley.llm.text import read_json
 
 _MAX_ERROR_BYTES = 64 * 1024
+_MAX_JSON_BYTES = 32 * 1024 * 1024
 _LATE = {
     "connect": "The model provider could not be reached in time (connect timeout).",
     "first_token": "The model provider did not start to answer in time (first-token timeout).",
@@ -69,10 +70,10 @@ async def stream_reply(
     *,
     path: str,
     headers: Mapping[str, str],
-    body: Mapping[str, Any],
+    body: Mapping[str, Any] | None,
     parser: ReplyParser,
 ) -> AsyncGenerator[Chunk]:
-    """Post a request and yield the chunks of the answer. Leaving it closes the connection."""
+    """Post a body, or get where there is none, and yield the chunks of the answer. Leaving it closes the connection."""
     async with _open(http, entry, path, headers, body) as source:
         while not parser.done:
             try:
@@ -90,6 +91,44 @@ async def stream_reply(
             raise ProviderUnavailable("The model provider broke off its answer.")
     for chunk in parser.end():
         yield chunk
+
+
+async def call_json(
+    http: httpx.AsyncClient,
+    entry: ModelEntry,
+    method: Literal["GET", "POST"],
+    path: str,
+    *,
+    headers: Mapping[str, str],
+    timeout_s: float,
+) -> Any:
+    """Make a call whose answer is one JSON value. Raises a `ModelError`, also when `timeout_s` is over."""
+    request = http.build_request(
+        method,
+        f"{entry.base_url}{path}",
+        headers={"accept": "application/json", **headers},
+        timeout=httpx.Timeout(None, connect=entry.timeouts.connect),
+    )
+    try:
+        async with asyncio.timeout(timeout_s):
+            response = await http.send(request, stream=True)
+            try:
+                body = bytearray()
+                async for chunk in response.aiter_bytes():
+                    body += chunk
+                    if len(body) > _MAX_JSON_BYTES:
+                        raise BadOutput
+            finally:
+                await response.aclose()
+    except TimeoutError:
+        raise ProviderTimedOut(_LATE["idle"]) from None
+    except httpx.TimeoutException as error:
+        raise ProviderTimedOut(_LATE["connect"]) from error
+    except httpx.HTTPError as error:
+        raise ProviderUnavailable("The model provider cannot be reached.") from error
+    if response.status_code != 200:
+        raise read_refusal(response.status_code, response.headers, bytes(body))
+    return read_json(bytes(body))
 
 
 class _EventSource:
@@ -129,16 +168,16 @@ class _EventSource:
 
 @asynccontextmanager
 async def _open(
-    http: httpx.AsyncClient, entry: ModelEntry, path: str, headers: Mapping[str, str], body: Mapping[str, Any]
+    http: httpx.AsyncClient, entry: ModelEntry, path: str, headers: Mapping[str, str], body: Mapping[str, Any] | None
 ) -> AsyncIterator[_EventSource]:
     began_at = asyncio.get_running_loop().time()
     limits = entry.timeouts
     request = http.build_request(
-        "POST",
+        "GET" if body is None else "POST",
         f"{entry.base_url}{path}",
-        content=orjson.dumps(body),
+        content=None if body is None else orjson.dumps(body),
         headers={
-            "content-type": "application/json",
+            **({} if body is None else {"content-type": "application/json"}),
             "accept": "text/event-stream",
             "accept-encoding": "identity",
             **headers,

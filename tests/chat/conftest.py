@@ -21,10 +21,13 @@ REGISTRY = """
 providers:
   openai: {{kind: openai, base_url: "{url}/v1", api_key: test-key}}
   anthropic: {{kind: anthropic, base_url: "{url}", api_key: test-key}}
+  responses: {{kind: openai_responses, base_url: "{url}/v1", api_key: test-key}}
   demo: {{kind: demo}}
 models:
   gpt: {{provider: openai, name: fake, retries: 0, price: {{input: 1, output: 2}}, capabilities: [tools]}}
   claude: {{provider: anthropic, name: fake, retries: 0, price: {{input: 1, output: 2}}, capabilities: [tools]}}
+  beginning: {{provider: openai, name: fake, retries: 0, price: {{input: 1, output: 2}}, prefill: prefix, capabilities: [tools]}}
+  background: {{provider: responses, name: fake, retries: 0, price: {{input: 1, output: 2}}, capabilities: [tools]}}
   demo: {{provider: demo, name: demo}}
 aliases:
   default: [gpt]

@@ -16,6 +16,7 @@ from parley.core.scope import Role, Scope
 from parley.realtime.fold import digest, visible_text
 from tests.chat.conftest import Talk, start_talk, until
 from tests.conftest import Account
+from tests.documented import documented
 
 Log = Callable[[UUID], Awaitable[list[tuple[int, str, dict[str, Any]]]]]
 
@@ -271,7 +272,7 @@ async def test_a_lost_process_leaves_a_failed_reply_with_its_partial(
     await talk.when(reply, lambda message: len(visible_text(message)) > 20)
     # As if the process had died and another had started: the rows belong to an owner that holds no lock.
     await admin.execute("UPDATE replies SET owner = 1")
-    await app.state.chat.sweep.sweep()
+    await app.state.chat.take_over.sweep()
     ended = await talk.ended(reply)
 
     assert ended["status"] == "failed"
@@ -325,7 +326,8 @@ async def test_the_turn_as_server_sent_events(talk: Talk, alice: Account) -> Non
         return [line for line in answer.text.splitlines() if line.startswith("id: ")][-1]
 
     assert last_id(live) == last_id(again)
-    names = [line.removeprefix("event: ") for line in live.text.splitlines() if line.startswith("event: ")]
+    lines = documented().streamed(live.text).splitlines()
+    names = [line.removeprefix("event: ") for line in lines if line.startswith("event: ")]
     assert names[:2] == ["message.created", "message.created"]
     assert names[-1] == "reply.completed"
     assert len(await talk.messages()) == 2

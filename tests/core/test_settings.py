@@ -122,7 +122,7 @@ def test_all_problems_are_told_at_once(tmp_path: Path, environment: Set) -> None
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("PARLEY_ROLE", "web"), ("PARLEY_WORKERS", "2"), ("PARLEY_JOBS", "celery")],
+    [("PARLEY_ROLE", "sockets"), ("PARLEY_WORKERS", "0"), ("PARLEY_JOBS", "celery")],
 )
 def test_what_this_version_cannot_do_is_refused_and_not_ignored(
     tmp_path: Path, environment: Set, name: str, value: str

@@ -1,7 +1,11 @@
 """The chat's live channels: a conversation, and a user's inbox."""
 
+from collections.abc import Mapping
 from uuid import UUID
 
+from pydantic import BaseModel
+
+from parley.chat.events import CONVERSATION_EVENTS, INBOX_EVENTS, ConversationState, InboxState
 from parley.chat.messages import conversation_channel, conversation_of
 from parley.chat.repository import ConversationRepository
 from parley.chat.service import ConversationService
@@ -22,6 +26,9 @@ class ConversationChannel:
     prefix = "conversation"
     mode: Mode = "log"
     permission: str = Permission.CHAT_READ
+    pattern = "conversation:{id}"
+    events: Mapping[str, type[BaseModel]] = CONVERSATION_EVENTS
+    snapshot: type[BaseModel] = ConversationState
 
     def __init__(self, bus: Bus) -> None:
         self._bus = bus
@@ -44,6 +51,9 @@ class UserChannel:
     prefix = "user"
     mode: Mode = "log"
     permission: str = Permission.CHAT_READ
+    pattern = "user:me"
+    events: Mapping[str, type[BaseModel]] = INBOX_EVENTS
+    snapshot: type[BaseModel] = InboxState
 
     def __init__(self, bus: Bus, jobs: JobRegistry) -> None:
         self._bus = bus

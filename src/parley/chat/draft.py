@@ -3,6 +3,7 @@
 from typing import Any
 from uuid import UUID
 
+from parley.chat.written import Written, settled
 from parley.core.ids import new_id
 from parley.realtime.runs import Run
 from parley.realtime.tick import TickWriter
@@ -11,14 +12,18 @@ from parley.realtime.tick import TickWriter
 class Draft:
     """Appends to a reply. What is appended here reaches clients after the tick writer has committed it."""
 
-    def __init__(self, run: Run, writer: TickWriter) -> None:
+    def __init__(self, run: Run, writer: TickWriter, written: Written | None = None) -> None:
         self._run = run
         self._writer = writer
         self._reply = str(run.reply_id)
-        self._parts: list[dict[str, Any]] = []
+        self._parts: list[dict[str, Any]] = written.parts if written else []
         self._pieces: list[str] = []
         self._length = 0
         self._kind = ""
+        if written and written.is_open:
+            last = self._parts[-1]
+            self._kind, self._pieces, self._length = last["type"], [last["text"]], len(last["text"])
+        run.visible = bool(self._parts)
 
     def text(self, piece: str) -> None:
         """Append visible text."""
@@ -89,10 +94,24 @@ class Draft:
     def _emit(self, e: str, **d: Any) -> None:
         self._run.emit(e, {"reply": self._reply, **d})
 
+    def resumed(self, *, model: str | None, strategy: str) -> None:
+        """Say that the reply goes on, after its process was lost. Nothing that was delivered changes."""
+        self._emit("reply.resumed", attempt=self._run.attempt, model=model, strategy=strategy)
+        self._writer.written(self._run, urgent=True)
+
+    def unsettled(self) -> list[tuple[int, dict[str, Any]]]:
+        """Return the tool calls that have no outcome yet, with their index."""
+        return [(i, part) for i, part in enumerate(self._parts) if part.get("state") in {"input", "running"}]
+
+    @property
+    def written(self) -> list[dict[str, Any]]:
+        """The parts so far, with the text of the one that is open."""
+        if not self._kind:
+            return list(self._parts)
+        return [*self._parts[:-1], {**self._parts[-1], "text": "".join(self._pieces)}]
+
     @property
     def parts(self) -> list[dict[str, Any]]:
         """The parts so far. A tool call that was cut off before it ended has an unknown outcome."""
         self.close()
-        return [
-            {**part, "state": "unknown"} if part.get("state") in {"input", "running"} else part for part in self._parts
-        ]
+        return settled(self._parts)

@@ -79,6 +79,19 @@ _ADD_TURN = """
     )
     UPDATE conversations SET current_id = $4, updated_at = $10, title = $19 WHERE workspace_id = $1 AND id = $2
 """
+_ADD_REPLY = """
+    WITH added AS (
+        INSERT INTO messages (workspace_id, id, conversation_id, parent_id, role, parts, status, model, author_id, cid,
+                              body_hash, created_at, completed_at)
+        VALUES ($1, $3, $2, $4, 'assistant', '[]'::json, 'queued', $9, $5, $6, $7, $8, NULL)
+    ), run AS (
+        INSERT INTO replies (workspace_id, id, channel, user_id, question_id, status, options, owner, fence, attempt,
+                             appended, start_seq, lease_until, cancel_requested)
+        VALUES ($1, $3, $10, $5, $4, $11, $12::json, $13, 1, $14, 0, $15,
+                now() + make_interval(secs => $16), false)
+    )
+    UPDATE conversations SET current_id = $3, updated_at = $8 WHERE workspace_id = $1 AND id = $2
+"""
 _FINISH = f"""
     UPDATE messages m SET parts = $3::json, status = $4, model = $5, usage = $6::json, cost = $7, error = $8::json,
         completed_at = $9, prompt_path = $10, prompt_hash = $11
@@ -96,7 +109,7 @@ _PATH = """
     SELECT role, parts FROM path ORDER BY depth DESC
 """
 _RUN = """
-    SELECT r.id, r.status, r.start_seq, m.conversation_id, m.model
+    SELECT r.id, r.status, r.start_seq, r.options::text AS options, m.conversation_id, m.parent_id, m.model
     FROM replies r JOIN messages m ON m.workspace_id = r.workspace_id AND m.id = r.id
     JOIN conversations c ON c.workspace_id = m.workspace_id AND c.id = m.conversation_id
     WHERE r.workspace_id = $1 AND c.owner_id = $2 AND r.id = $3
@@ -187,12 +200,16 @@ class MessageRepository:
         connection = await self._unit.driver()
         return {row["id"]: _decoded(row) for row in await connection.fetch(_BY_ID, *self._who, list(ids))}
 
-    async def find_sent(self, cid: UUID) -> tuple[dict[str, Any], dict[str, Any]] | None:
-        """Return the question that was sent under a key, and its reply."""
+    async def find_sent(self, cid: UUID, body_hash: bytes) -> tuple[dict[str, Any], dict[str, Any]] | None:
+        """Return what was sent under a key and its reply; None when the key was used for something else."""
         connection = await self._unit.driver()
         row = await connection.fetchrow(_BY_CID, *self._who, cid)
-        if row is None:
+        if row is None or row["body_hash"] != body_hash:
             return None
+        if row["role"] == "assistant":
+            # A reply that was asked for by itself: what it answers was there before.
+            answered = await connection.fetchrow(_BY_ID, *self._who, [row["parent_id"]])
+            return _decoded(answered), _decoded(row)
         answer = await connection.fetchrow(_ANSWER_TO, *self._who, row["id"])
         return _decoded(row), _decoded(answer)
 
@@ -209,6 +226,11 @@ class MessageRepository:
         """Store question, empty reply, run record and the conversation's new end in one statement."""
         connection = await self._unit.driver()
         await connection.execute(_ADD_TURN, self._scope.workspace_id, *values)
+
+    async def add_reply(self, *values: object) -> None:
+        """Store an empty reply, its run record and the conversation's new end in one statement."""
+        connection = await self._unit.driver()
+        await connection.execute(_ADD_REPLY, self._scope.workspace_id, *values)
 
     async def finish(self, id: UUID, *values: object) -> dict[str, Any] | None:
         """Store a reply's end; return the whole message, or None when its conversation was deleted."""

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Header, Query, Request, Response
 from parley.chat.dependencies import ChatDep, ConversationServiceDep
 from parley.chat.schemas import ConversationCreate, ConversationRead, ConversationUpdate, MessageRead, MessageSend, Turn
 from parley.chat.turn_stream import TurnStream
-from parley.chat.turns import Send
+from parley.chat.turns import Again, Send
 from parley.core.envelope import CursorEnvelope, Envelope, ErrorEnvelope, PageEnvelope, respond, respond_page
 from parley.core.errors import Invalid
 from parley.core.idempotency import ONCE_RESPONSES, RequestOnce
@@ -23,6 +23,7 @@ from parley.tenancy.permissions import Permission, needs
 router = APIRouter(tags=["chat"])
 
 _READ, _WRITE = needs(Permission.CHAT_READ), needs(Permission.CHAT_WRITE)
+_Cid = Annotated[str | None, Header(max_length=64, description="A UUID; the same one sends once")]
 _MODELS = needs(Permission.MODELS_READ)
 
 ERRORS: dict[int | str, dict[str, Any]] = {
@@ -128,7 +129,7 @@ async def send_message(
     scope: CurrentScope,
     chat: ChatDep,
     realtime: RealtimeDep,
-    idempotency_key: Annotated[str | None, Header(max_length=64, description="A UUID; the same one sends once")] = None,
+    idempotency_key: _Cid = None,
 ) -> Response:
     """Send a message and have it answered. The question is durable before this answers."""
     wanted = Send(
@@ -171,8 +172,36 @@ def _cid(header: str | None) -> UUID:
 )
 async def cancel_reply(reply_id: UUID, scope: CurrentScope, chat: ChatDep) -> Response:
     """Stop a reply. Durable, and harmless where it has ended."""
-    await chat.turns.cancel(scope, reply_id)
+    await chat.ends.cancel(scope, reply_id)
     return respond({"reply": str(reply_id)}, status=202)
+
+
+@router.post(
+    "/replies/{reply_id}/continue",
+    status_code=202,
+    response_model=Envelope[Turn],
+    responses={**ERRORS, 409: {"model": ErrorEnvelope}},
+    openapi_extra=_WRITE,
+)
+async def continue_reply(reply_id: UUID, scope: CurrentScope, chat: ChatDep, idempotency_key: _Cid = None) -> Response:
+    """Go on from where a reply stopped, in a reply of its own. `message` is the one that is continued."""
+    sent = await chat.turns.again(scope, Again(reply_id, _cid(idempotency_key), "continue"))
+    return respond({"message": sent.message, "reply": sent.reply}, status=202)
+
+
+@router.post(
+    "/replies/{reply_id}/regenerate",
+    status_code=202,
+    response_model=Envelope[Turn],
+    responses={**ERRORS, 409: {"model": ErrorEnvelope}},
+    openapi_extra=_WRITE,
+)
+async def regenerate_reply(
+    reply_id: UUID, scope: CurrentScope, chat: ChatDep, idempotency_key: _Cid = None
+) -> Response:
+    """Answer the same question once more, beside the first answer. `message` is the question."""
+    sent = await chat.turns.again(scope, Again(reply_id, _cid(idempotency_key), "regenerate"))
+    return respond({"message": sent.message, "reply": sent.reply}, status=202)
 
 
 @router.get(

@@ -4,23 +4,25 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from parley.chat.ends import Ends
 from parley.chat.errors import ConversationNotFound
 from parley.chat.messages import conversation_of
 from parley.chat.schemas import MessageSend
 from parley.chat.tools import ToolBox
-from parley.chat.turns import Send, Turns
+from parley.chat.turns import Again, Send, Turns
 from parley.core.errors import Invalid
 from parley.core.scope import Scope
-from parley.realtime.frames import ChatSend, ReplyCancel
+from parley.realtime.frames import ChatSend, ReplyCancel, ReplyContinue, ReplyRegenerate
 
 _content = TypeAdapter(MessageSend)
 
 
 class ChatFrames:
-    """The handlers of `chat.send` and `reply.cancel`."""
+    """The handlers of `chat.send` and of the frames about a reply."""
 
-    def __init__(self, turns: Turns, tools: ToolBox) -> None:
+    def __init__(self, turns: Turns, ends: Ends, tools: ToolBox) -> None:
         self._turns = turns
+        self._ends = ends
         self._tools = tools
 
     async def send(self, scope: Scope, frame: ChatSend) -> dict[str, Any]:
@@ -54,5 +56,17 @@ class ChatFrames:
 
     async def cancel(self, scope: Scope, frame: ReplyCancel) -> dict[str, Any]:
         """Stop a reply."""
-        await self._turns.cancel(scope, frame.reply)
+        await self._ends.cancel(scope, frame.reply)
         return {"reply": str(frame.reply)}
+
+    async def continue_(self, scope: Scope, frame: ReplyContinue) -> dict[str, Any]:
+        """Go on from where a reply stopped; `ok` carries what is continued and the new reply."""
+        return await self._again(scope, Again(frame.reply, frame.cid, "continue"))
+
+    async def regenerate(self, scope: Scope, frame: ReplyRegenerate) -> dict[str, Any]:
+        """Answer the same question once more; `ok` carries the question and the new reply."""
+        return await self._again(scope, Again(frame.reply, frame.cid, "regenerate"))
+
+    async def _again(self, scope: Scope, wanted: Again) -> dict[str, Any]:
+        sent = await self._turns.again(scope, wanted)
+        return {"message": sent.message["id"], "reply": sent.reply["id"]}

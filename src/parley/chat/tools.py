@@ -40,6 +40,11 @@ class ToolBox:
         wanted = self._tools.values() if names is None else [self._tools[n] for n in names if n in self._tools]
         return tuple(tool.spec for tool in wanted if tool.permission in scope.permissions)
 
+    def is_idempotent(self, name: str) -> bool:
+        """Whether a call whose outcome is unknown may be made again."""
+        tool = self._tools.get(name)
+        return tool is not None and tool.idempotent
+
     async def run(self, scope: Scope, call: ToolCallChunk) -> tuple[str, dict[str, Any]]:
         """Make a call; return its state (`done` or `failed`) and what the model is told. Never raises but cancelled."""
         tool = self._tools.get(call.name)

@@ -8,12 +8,13 @@ import hashlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from decimal import Decimal
-from typing import Any
+from typing import Any, Literal
 from uuid import UUID
 
 import orjson
 
+from parley.chat.endings import Ending, failure
+from parley.chat.ends import Ends
 from parley.chat.errors import (
     CidReused,
     ConversationNotFound,
@@ -24,6 +25,7 @@ from parley.chat.errors import (
 )
 from parley.chat.messages import conversation_channel, conversation_json, materialise, message_json
 from parley.chat.repository import ConversationRepository, MessageRepository
+from parley.chat.written import Written
 from parley.core import clock
 from parley.core.api_limits import ApiLimits
 from parley.core.db import Database, UnitOfWork
@@ -34,16 +36,16 @@ from parley.llm.registry import ModelRegistry
 from parley.realtime import runs
 from parley.realtime.bus import Bus
 from parley.realtime.events import Channel, NewEvent, user_channel
-from parley.realtime.fold import apply_reply_event, digest, visible_text
 from parley.realtime.log import append
 from parley.realtime.runs import Orphan, Run
 from parley.realtime.tick import TickWriter
+from parley.tenancy.permissions import Permission
 
 logger = logging.getLogger(__name__)
 
 _TITLE_LENGTH = 60
 _BUSY_S = 5
-_RETRYABLE = frozenset({"provider_rate_limited", "provider_unavailable", "provider_timeout", "worker_lost", "internal"})
+_ATTEMPTS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,21 +76,24 @@ class Sent:
 
 
 @dataclass(frozen=True, slots=True)
-class Ending:
-    """How a reply ended."""
+class Again:
+    """A wish for another reply where there is one: `continue` goes on from it, `regenerate` answers once more."""
 
-    status: str
-    parts: list[dict[str, Any]]
-    model: str | None = None
-    usage: dict[str, int] | None = None
-    cost: Decimal | None = None
-    error: dict[str, Any] | None = None
-    prompt_path: str | None = None
-    prompt_hash: str | None = None
+    reply_id: UUID
+    cid: UUID
+    mode: Literal["continue", "regenerate"]
+
+    @property
+    def body_hash(self) -> bytes:
+        """What must be the same when the key comes again."""
+        return hashlib.sha256(f"{self.mode} {self.reply_id}".encode()).digest()
 
 
 class Turns:
-    """Begins and ends replies. `on_started` is told of each run that this process is to generate, after the commit."""
+    """Begins and ends replies. `on_started` is told of each run that this process is to generate, after the commit.
+
+    Where this process does not generate, a reply is queued for whichever process that does is first.
+    """
 
     def __init__(
         self,
@@ -98,14 +103,23 @@ class Turns:
         registry: ModelRegistry,
         settings: RealtimeSettings,
         limits: ApiLimits,
+        ends: Ends,
+        *,
+        generates: bool = True,
     ) -> None:
+        self._ends = ends
+        self._generates = generates
         self._database = database
         self._bus = bus
         self._writer = writer
         self._registry = registry
         self._settings = settings
         self._limits = limits
-        self.on_started: Callable[[Run], None] = _nobody
+        self.on_started: Callable[[Run, Written | None], None] = _nobody
+
+    def leave_to_others(self) -> None:
+        """Begin no reply here any more: what is sent from now on is queued for another process."""
+        self._generates = False
 
     # -- beginning -----------------------------------------------------------------------------------------------
 
@@ -118,7 +132,7 @@ class Turns:
         await self._limits.send(scope)
         sent, interrupted = await self._send(scope, wanted)
         if interrupted is not None:
-            await self.cancel(scope, interrupted)
+            await self._ends.cancel(scope, interrupted)
         return sent
 
     async def _send(self, scope: Scope, wanted: Send) -> tuple[Sent, UUID | None]:
@@ -144,14 +158,13 @@ class Turns:
             entry = self._registry.resolve(wanted.model or conversation["model"])
             waiting: int = before["open"]
             run, sent = await self._store(unit, scope, wanted, dict(conversation), model=entry.id, waiting=waiting)
-            if not waiting:
-                run.history = [*orjson.loads(before["history"] or "[]"), ("user", sent.message["parts"])]
-                unit.after_commit(lambda: self._begin(run))
+            run.history = [*orjson.loads(before["history"] or "[]"), ("user", sent.message["parts"])]
+            self._begin_after_commit(unit, run, waiting=waiting)
             return sent, before["streaming_id"] if wanted.on_active == "interrupt" else None
 
-    async def _again(self, messages: MessageRepository, wanted: Send) -> Sent:
-        found = await messages.find_sent(wanted.cid)
-        if found is None or found[0]["body_hash"] != wanted.body_hash:
+    async def _again(self, messages: MessageRepository, wanted: Send | Again) -> Sent:
+        found = await messages.find_sent(wanted.cid, wanted.body_hash)
+        if found is None:
             raise CidReused
         question, reply = await materialise(messages, found)
         return Sent(question, reply)
@@ -183,18 +196,13 @@ class Turns:
             title=conversation["title"] or " ".join(" ".join(wanted.texts).split())[:_TITLE_LENGTH].strip() or None,
         )
         channel = conversation_channel(scope.workspace_id, wanted.conversation_id)
-        follow_up = (
-            NewEvent(channel, "reply.queued", {"reply": reply["id"], "to": question["id"], "pos": waiting})
-            if waiting
-            else _started(channel, reply_id, question_id, model=model, attempt=1)
-        )
         seqs = await append(
             unit,
             self._bus,
             [
                 NewEvent(channel, "message.created", {**question, "cid": str(wanted.cid)}),
                 NewEvent(channel, "message.created", {**reply, "cid": None}),
-                follow_up,
+                *self._follow_up(channel, reply_id, question_id, model=model, waiting=waiting),
             ],
         )
         options = {"model": model, "tools": wanted.tools, "assistant": conversation["assistant"], **runs.grants(scope)}
@@ -204,8 +212,7 @@ class Turns:
         )  # fmt: skip
         await MessageRepository(unit, scope).add_turn(
             wanted.conversation_id, question_id, reply_id, parent, orjson.dumps(parts).decode(), scope.user_id,
-            wanted.cid, wanted.body_hash, moment, model, channel.key, "queued" if waiting else "streaming",
-            orjson.dumps(options).decode(), self._writer.owner, 0 if waiting else 1, seqs[1], self._settings.lease_s,
+            wanted.cid, wanted.body_hash, moment, model, channel.key, *self._beginning(options, waiting, seqs[1]),
             conversation["title"],
         )  # fmt: skip
         # Last, right before the commit: all sends of a user meet at the head of the inbox.
@@ -213,12 +220,115 @@ class Turns:
         await append(unit, self._bus, [NewEvent(inbox, "conversation.updated", conversation_json(conversation))])
         return run, Sent(question, reply)
 
-    def _begin(self, run: Run) -> None:
+    async def again(self, scope: Scope, wanted: Again) -> Sent:
+        """Have a finished reply continued, or its question answered once more; `cid` as in `send`.
+
+        Returns the message that is answered and the new reply. Raises `ReplyNotFound`, `ReplyActive` for one that is
+        still being written, and what `send` raises.
+        """
+        await self._limits.send(scope)
+        async with self._database.unit_of_work(scope) as unit:
+            messages = MessageRepository(unit, scope)
+            found = await messages.find_run(wanted.reply_id)
+            if found is None:
+                raise ReplyNotFound
+            conversation_id: UUID = found["conversation_id"]
+            channel = conversation_channel(scope.workspace_id, conversation_id)
+            conversation = dict(await ConversationRepository(unit, scope).lock(conversation_id))
+            # What is continued is an end of its own; what is answered once more has the same question before it.
+            parent: UUID = wanted.reply_id if wanted.mode == "continue" else found["parent_id"]
+            before = await messages.before_send(
+                conversation_id, channel=channel.key, cid=wanted.cid, parent=parent, current=None
+            )
+            if before["known_id"] is not None:
+                return await self._again(messages, wanted)
+            fresh = await messages.find_run(wanted.reply_id)
+            if fresh is None or fresh["status"] not in runs.TERMINAL:
+                raise ReplyActive
+            if self._limits.enabled and before["open_of_user"] >= self._limits.running_replies:
+                raise TooManyReplies(retry_after_s=_BUSY_S)
+            former = orjson.loads(found["options"])
+            options = {
+                "model": self._registry.resolve(former["model"]).id,
+                "tools": former.get("tools"),
+                "assistant": conversation["assistant"],
+                "continues": wanted.mode == "continue",
+                **runs.grants(scope),
+            }
+            run, reply = await self._store_again(
+                unit, scope, wanted, conversation, parent=parent, options=options, waiting=before["open"]
+            )
+            run.history = orjson.loads(before["history"] or "[]")
+            self._begin_after_commit(unit, run, waiting=before["open"])
+            (answered,) = await materialise(messages, list((await messages.find_all([parent])).values()))
+            return Sent(answered, reply)
+
+    async def _store_again(
+        self, unit: UnitOfWork, scope: Scope, wanted: Again, conversation: dict[str, Any], *, parent: UUID,
+        options: dict[str, Any], waiting: int,
+    ) -> tuple[Run, dict[str, Any]]:  # fmt: skip
+        reply_id, moment, model = new_id(), clock.now(), options["model"]
+        reply = message_json(
+            {"id": reply_id, "conversation_id": conversation["id"], "role": "assistant", "parts": [],
+             "status": "queued", "model": model, "parent_id": parent, "usage": None, "cost": None, "error": None,
+             "created_at": moment, "completed_at": None}
+        )  # fmt: skip
+        conversation.update(current_id=reply_id, updated_at=moment)
+        channel = conversation_channel(scope.workspace_id, conversation["id"])
+        seqs = await append(
+            unit,
+            self._bus,
+            [
+                NewEvent(channel, "message.created", {**reply, "cid": str(wanted.cid)}),
+                *self._follow_up(channel, reply_id, parent, model=model, waiting=waiting),
+            ],
+        )
+        await MessageRepository(unit, scope).add_reply(
+            conversation["id"], reply_id, parent, scope.user_id, wanted.cid, wanted.body_hash, moment, model,
+            channel.key, *self._beginning(options, waiting, seqs[0]),
+        )  # fmt: skip
+        inbox = user_channel(scope.workspace_id, scope.user_id)
+        await append(unit, self._bus, [NewEvent(inbox, "conversation.updated", conversation_json(conversation))])
+        run = Run(
+            scope=scope, reply_id=reply_id, question_id=parent, channel=channel, fence=1, start_seq=seqs[0],
+            options=options,
+        )  # fmt: skip
+        return run, reply
+
+    def _follow_up(
+        self, channel: Channel, reply_id: UUID, question_id: UUID, *, model: str, waiting: int
+    ) -> list[NewEvent]:
+        if waiting:
+            return [NewEvent(channel, "reply.queued", {"reply": str(reply_id), "to": str(question_id), "pos": waiting})]
+        if not self._generates:
+            # It does not wait for anything but the process that will begin it within the same moment.
+            return []
+        return [_started(channel, reply_id, question_id, model=model, attempt=1)]
+
+    def _beginning(self, options: dict[str, Any], waiting: int, start_seq: int) -> tuple[object, ...]:
+        """Return a run record's first status, options, owner, appended, start and lease."""
+        begins = self._generates and not waiting
+        return (
+            "streaming" if begins else "queued", orjson.dumps(options).decode(),
+            self._writer.owner if begins else None, 1 if begins else 0, start_seq, self._settings.lease_s,
+        )  # fmt: skip
+
+    def _begin_after_commit(self, unit: UnitOfWork, run: Run, *, waiting: int) -> None:
+        if waiting:
+            return
+        if self._generates:
+            unit.after_commit(lambda: self._begin(run))
+        else:
+            unit.after_commit(lambda: self._bus.call("work", run.reply_id))
+
+    def _begin(self, run: Run, written: Written | None = None) -> None:
         self._writer.track(run)
-        self.on_started(run)
+        self.on_started(run, written)
 
     async def start_next(self, scope: Scope, channel: Channel) -> None:
         """Begin the next reply that waits in a conversation, if none is running."""
+        if not self._generates:
+            return
         async with self._database.unit_of_work(scope) as unit:
             conversation_id = UUID(channel.key.partition(":")[2])
             messages = MessageRepository(unit, scope)
@@ -239,39 +349,6 @@ class Turns:
             await append(unit, self._bus, [started])
             unit.after_commit(lambda: self._begin(run))
 
-    # -- ending --------------------------------------------------------------------------------------------------
-
-    async def finish(self, run: Run, ending_: Ending) -> bool:
-        """Store a reply's end with its last events. Returns whether the run was still ours.
-
-        Raises `Unavailable` when the database is away: nothing has happened then, or all of it (`is_ended` tells).
-        """
-        async with self._database.unit_of_work(run.scope) as unit:
-            if not await self._finish(unit, run, ending_):
-                await unit.session.rollback()
-                return False
-        return True
-
-    async def _finish(self, unit: UnitOfWork, run: Run, end: Ending) -> bool:
-        messages = MessageRepository(unit, run.scope)
-        by = None
-        if end.status == "cancelled":
-            by = await messages.cancelled_by(run.reply_id) or run.scope.user_id
-        row = await messages.finish(
-            run.reply_id, orjson.dumps(end.parts).decode(), end.status, end.model,
-            None if end.usage is None else orjson.dumps(end.usage).decode(), end.cost,
-            None if end.error is None else orjson.dumps(end.error).decode(), clock.now(), end.prompt_path,
-            end.prompt_hash,
-        )  # fmt: skip
-        if row is None:
-            return False
-        pending = list(run.buffer)
-        run.emit(f"reply.{end.status}", _terminal(run.reply_id, message_json(row), end, by))
-        try:
-            return await self._writer.finish(unit, run, status=end.status)
-        finally:
-            run.buffer = pending
-
     async def start_of(self, scope: Scope, reply_id: UUID) -> int:
         """Return the `seq` of a reply's first event. Raises `ReplyNotFound`."""
         async with self._database.unit_of_work(scope) as unit:
@@ -280,124 +357,43 @@ class Turns:
                 raise ReplyNotFound
             return int(found["start_seq"])
 
-    async def release(self, run: Run) -> None:
-        """Give a run up, so that the sweep of open replies ends it. What fails here leaves it to the next process."""
-        run.signal(lost=True)
-        try:
-            async with self._database.unit_of_work(run.scope) as unit:
-                await runs.release(unit, run)
-        except Exception as error:
-            logger.exception("a run could not be released", extra={"cause": type(error).__name__})
+    async def take_over(self, orphan: Orphan) -> bool:
+        """Go on with a reply whose process is gone, or end it; False when another process was first.
 
-    async def is_ended(self, run: Run) -> bool:
-        """Whether a reply has its end: asked when the outcome of a commit is not known."""
-        async with self._database.unit_of_work(run.scope) as unit:
-            found = await MessageRepository(unit, run.scope).find_run(run.reply_id)
-            return found is None or found["status"] in runs.TERMINAL
-
-    async def cancel(self, scope: Scope, reply_id: UUID) -> None:
-        """Stop a reply, durably; one that has ended stays as it is. Raises `ReplyNotFound`."""
-        async with self._database.unit_of_work(scope) as unit:
-            messages = MessageRepository(unit, scope)
-            found = await messages.find_run(reply_id)
-            if found is None:
-                raise ReplyNotFound
-            if found["status"] == "queued":
-                await ConversationRepository(unit, scope).lock(found["conversation_id"])
-                if await self._cancel_queued(unit, scope, found):
-                    return
-            await messages.request_cancel(reply_id)
-            unit.after_commit(lambda: self._signal(reply_id))
-
-    def _signal(self, reply_id: UUID) -> None:
-        if (run := self._writer.find(reply_id)) is not None:
-            run.signal(cancelled=True)
-
-    async def _cancel_queued(self, unit: UnitOfWork, scope: Scope, found: Any) -> bool:
-        """End a reply that has not begun. False when it began meanwhile: the conversation's lock decides."""
-        messages = MessageRepository(unit, scope)
-        fresh = await messages.find_run(found["id"])
-        if fresh is None or fresh["status"] != "queued":
-            return False
-        end = Ending(status="cancelled", parts=[])
-        row = await messages.finish(
-            found["id"], "[]", "cancelled", fresh["model"], None, None, None, clock.now(), None, None
-        )
-        if row is None:
-            return False
-        channel = conversation_channel(scope.workspace_id, found["conversation_id"])
-        d = _terminal(found["id"], message_json(row), end, scope.user_id)
-        await append(unit, self._bus, [NewEvent(channel, "reply.cancelled", d)])
-        return await messages.end_queued(found["id"])
-
-    async def fail_orphan(self, orphan: Orphan) -> None:
-        """End a reply whose process is gone: what was delivered is kept, and the user may go on from there."""
+        What was delivered is kept. One that has been taken over twice already is ended: it may be what kills them.
+        """
         scope = orphan.scope
         async with self._database.unit_of_work(scope) as unit:
+            await runs.lock_head(unit, orphan.channel)
             run = await runs.claim(
                 unit, scope, orphan.reply_id, owner=self._writer.owner, fence=orphan.fence,
                 lease_s=self._settings.lease_s,
             )  # fmt: skip
             if run is None:
-                return
-            messages = MessageRepository(unit, scope)
-            folded: dict[str, Any] = {"status": "queued", "parts": [], "model": run.options.get("model")}
-            for _, e, d in await messages.open_events([run.reply_id]):
-                apply_reply_event(folded, e, d)
-            parts = [
-                {**part, "state": "unknown"} if part.get("state") in {"input", "running"} else part
-                for part in folded["parts"]
-            ]
-            end = (
-                Ending(status="cancelled", parts=parts, model=folded["model"])
-                if run.cancelled
-                else Ending(status="failed", parts=parts, model=folded["model"], error=failure("worker_lost"))
-            )
-            if not await self._finish(unit, run, end):
+                return False
+            events = await MessageRepository(unit, scope).open_events([run.reply_id])
+            written = Written.from_events((e, d) for _, e, d in events)
+            model = run.options.get("model")
+            end: Ending | None = None
+            if run.cancelled:
+                end = Ending(status="cancelled", parts=written.ending, model=model)
+            elif run.attempt > _ATTEMPTS or Permission.CHAT_WRITE not in run.scope.permissions:
+                end = Ending(status="failed", parts=written.ending, model=model, error=failure("worker_lost"))
+            if end is None:
+                unit.after_commit(lambda: self._begin(run, written))
+            elif not await self._ends.finish_in(unit, run, end):
                 await unit.session.rollback()
+                return False
+        if end is not None:
+            await self.start_next(scope, orphan.channel)
+        return True
 
 
-def _nobody(run: Run) -> None:
+def _nobody(run: Run, written: Written | None) -> None:  # noqa: ARG001 - the signature of those who do
     raise RuntimeError(f"nobody writes {run.reply_id}: the chat was not put together")
-
-
-def failure(code: str, message: str | None = None, *, retryable: bool | None = None) -> dict[str, Any]:
-    """Return the `error` of a failed reply."""
-    texts = {
-        "worker_lost": "The server stopped while it was writing this reply. What it had written is kept.",
-        "internal": "Something went wrong on our side. What was written is kept.",
-        "bad_output": "The model's answer could not be used.",
-    }
-    return {
-        "code": code,
-        "msg": message or texts[code],
-        "retryable": code in _RETRYABLE if retryable is None else retryable,
-    }
 
 
 def _started(channel: Channel, reply: UUID, question: UUID, *, model: str, attempt: int) -> NewEvent:
     return NewEvent(
         channel, "reply.started", {"reply": str(reply), "to": str(question), "model": model, "attempt": attempt}
     )
-
-
-def _terminal(reply_id: UUID, message: dict[str, Any], end: Ending, by: UUID | None) -> dict[str, Any]:
-    d = {
-        "reply": str(reply_id),
-        "message": message,
-        "usage": message["usage"],
-        "cost": message["cost"],
-        **_check(end.parts),
-    }
-    if end.status == "completed":
-        return d
-    d["partial"] = True
-    if end.status == "cancelled":
-        return {**d, "by": str(by)}
-    return {**d, "error": end.error, "can": ["continue", "regenerate"]}
-
-
-def _check(parts: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return the check of a terminal event: `len` in code points and `sha256` of the visible text."""
-    length, sha256 = digest(visible_text({"parts": parts}))
-    return {"len": length, "sha256": sha256}

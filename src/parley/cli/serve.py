@@ -1,8 +1,10 @@
-"""`parley serve`: one process that owns the database server, if it is ours, and serves."""
+"""`parley serve`: the process that owns the port and the database server, if it is ours, and serves or has workers."""
 
 import asyncio
 import logging
+import signal
 import socket
+from collections.abc import Callable
 from contextlib import ExitStack
 from types import FrameType
 from typing import Any
@@ -11,7 +13,8 @@ import uvicorn
 from fastapi import FastAPI
 
 from parley.cli.database import embedded_urls
-from parley.cli.problems import CommandFailed
+from parley.cli.problems import CommandFailed, explained
+from parley.cli.workers import Workers, WorkersFailed
 from parley.core import migrate
 from parley.core.db import DatabaseUrls, asyncpg_dsn
 from parley.core.embedded_postgres import EmbeddedPostgres
@@ -20,6 +23,7 @@ from parley.core.logging import configure_logging
 from parley.core.settings import Settings, load_settings
 from parley.llm.registry import ModelRegistry
 from parley.main import create_app
+from parley.realtime.drain import drain
 from parley.realtime.protocol import SocketProtocol
 
 logger = logging.getLogger(__name__)
@@ -27,6 +31,9 @@ logger = logging.getLogger(__name__)
 # The kernel keeps up to this much for a client that does not read; without a bound it is about 4 MB each.
 _SEND_BUFFER_BYTES = 256 * 1024
 _WATCH_S = 0.5
+# How long one connection has to move; and all of them when a person at a keyboard waits.
+_LEAVE_S = 5.0
+_HURRY_S = 1.0
 
 
 def serve(overrides: dict[str, Any]) -> None:
@@ -39,13 +46,49 @@ def serve(overrides: dict[str, Any]) -> None:
     with ExitStack() as stack:
         listening = stack.enter_context(_listen(settings))
         settings.port = listening.getsockname()[1]
-        server = stack.enter_context(EmbeddedPostgres(settings.data_dir)) if settings.uses_embedded_postgres else None
+        connections = max(200, settings.workers * 24 + 40)
+        server = (
+            stack.enter_context(EmbeddedPostgres(settings.data_dir, max_connections=connections))
+            if settings.uses_embedded_postgres
+            else None
+        )
         if server is not None:
             urls = embedded_urls(server)
             settings.database.url, settings.database.system_url = urls.app, urls.system
             settings.database.owner_url = urls.owner
         _prepare_schema(settings, embedded=server is not None)
-        asyncio.run(_run(app, settings, listening, server), loop_factory=_loop_factory())
+
+        def greet() -> None:
+            print(_greeting(settings, app.state.registry), flush=True)
+
+        if settings.workers == 1:
+            asyncio.run(_run(app, settings, listening, server, started=greet), loop_factory=_loop_factory())
+        else:
+            _serve_in_workers(app, settings, listening, server, greet)
+
+
+def _serve_in_workers(
+    app: FastAPI,
+    settings: Settings,
+    listening: socket.socket,
+    server: EmbeddedPostgres | None,
+    greet: Callable[[], None],
+) -> None:
+    def work(number: int, ready: Callable[[], None]) -> None:
+        configure_logging(settings, worker=number)
+        with explained():
+            # Each fork has its own copy of the application, and starts it.
+            asyncio.run(_run(app, settings, listening, None, started=ready), loop_factory=_loop_factory())
+
+    def look() -> None:
+        if server is not None and not server.is_alive():
+            logger.error("PostgreSQL is gone, starting it again")
+            server.restart_if_dead()
+
+    try:
+        Workers(settings.workers, work, look=look, all_ready=greet).run()
+    except WorkersFailed as failed:
+        raise CommandFailed(str(failed)) from None
 
 
 def _prepare_schema(settings: Settings, *, embedded: bool) -> None:
@@ -87,25 +130,52 @@ def _loop_factory() -> type[asyncio.AbstractEventLoop] | None:
 
 
 class _Server(uvicorn.Server):
-    """Says where it is once it answers; stops in its own time at the first signal and at once at the second."""
+    """Says when it answers; leaves in its own time at the first signal and at once at the second."""
 
-    def __init__(self, config: uvicorn.Config, app: FastAPI, settings: Settings) -> None:
+    def __init__(
+        self, config: uvicorn.Config, app: FastAPI, settings: Settings, *, started: Callable[[], None]
+    ) -> None:
         super().__init__(config)
         self._app = app
         self._settings = settings
+        self._say_started = started
         self._loop = asyncio.get_running_loop()
+        self._leaving: asyncio.Task[None] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
-            print(_greeting(self._settings, self._app.state.registry), flush=True)
+            self._say_started()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        if self.should_exit and self.started:
+        if not self.started:
+            super().handle_exit(sig, frame)
+        elif self._leaving is None:
+            self._loop.call_soon_threadsafe(self._leave, sig == signal.SIGINT)
+        else:
             self._loop.call_soon_threadsafe(self._app.state.chat.generator.stop)
-        super().handle_exit(sig, frame)
+            super().handle_exit(sig, frame)
         # uvicorn would raise the signal again when it is done, and our PostgreSQL would not be stopped in order.
         self._captured_signals.clear()
+
+    def _leave(self, in_a_hurry: bool) -> None:
+        if self._leaving is None:
+            self._leaving = asyncio.create_task(self._drain(in_a_hurry=in_a_hurry), name="drain")
+
+    async def _drain(self, *, in_a_hurry: bool) -> None:
+        """Let clients move to another process and replies end, both at once; then stop."""
+        state, realtime = self._app.state, self._settings.realtime
+        state.draining = True
+        logger.info("leaving", extra={"sockets": len(state.realtime.connections), "replies": state.chat.running})
+        try:
+            window_s = min(realtime.drain_window_s, _HURRY_S) if in_a_hurry else realtime.drain_window_s
+            await asyncio.gather(
+                drain(state.realtime, window_s=window_s, deadline_s=min(_LEAVE_S, window_s)),
+                state.chat.drain(realtime.drain_s),
+            )
+        except Exception:
+            logger.exception("not everything was brought to its end")
+        self.should_exit = True
 
 
 def uvicorn_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
@@ -127,9 +197,16 @@ def uvicorn_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
     )
 
 
-async def _run(app: FastAPI, settings: Settings, listening: socket.socket, server: EmbeddedPostgres | None) -> None:
+async def _run(
+    app: FastAPI,
+    settings: Settings,
+    listening: socket.socket,
+    server: EmbeddedPostgres | None,
+    *,
+    started: Callable[[], None],
+) -> None:
     config = uvicorn_config(app, settings)
-    serving = _Server(config, app, settings)
+    serving = _Server(config, app, settings, started=started)
     watch = asyncio.create_task(_watch(server)) if server is not None else None
     try:
         await serving.serve(sockets=[listening])

@@ -98,10 +98,15 @@ async def _connect(dsn: str, **options: Any) -> asyncpg.Connection:
         raise ConnectionError("the database cannot be reached") from error
 
 
+# A process that is frozen in a transaction holds its locks no longer than this: others take its replies over.
+_SERVER_SETTINGS = {"idle_in_transaction_session_timeout": "10s"}
+
+
 def _engine(url: str, *, size: int, settings: DatabaseSettings, pooled: bool) -> AsyncEngine:
     dsn = asyncpg_dsn(url)
-    # Behind a pooler in transaction mode a prepared statement may meet another server connection.
-    cache: dict[str, Any] = {"statement_cache_size": 0} if pooled else {}
+    # Behind a pooler in transaction mode a prepared statement may meet another server connection,
+    # and a pooler refuses settings that it does not know.
+    cache: dict[str, Any] = {"statement_cache_size": 0} if pooled else {"server_settings": _SERVER_SETTINGS}
     name = {"prepared_statement_name_func": lambda: f"__p_{uuid4()}__"} if pooled else {}
 
     async def connect(*_: object, **__: object) -> asyncpg.Connection:
@@ -184,7 +189,9 @@ class Database:
 
     async def connect_system(self) -> asyncpg.Connection:
         """Return an own, unpooled connection of the system role; the caller closes it."""
-        connection = await _connect(asyncpg_dsn(self.urls.direct), timeout=self.settings.connect_timeout_s)
+        connection = await _connect(
+            asyncpg_dsn(self.urls.direct), timeout=self.settings.connect_timeout_s, server_settings=_SERVER_SETTINGS
+        )
         if self.urls.become:
             await connection.execute(f"SET ROLE {SYSTEM_ROLE}")
         return connection

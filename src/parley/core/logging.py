@@ -145,8 +145,12 @@ def _file(directory: Path, name: str) -> logging.Handler:
     return handler
 
 
-def configure_logging(settings: Settings) -> None:
-    """Send the process's logs where the settings say. Called by commands that own the process, never on import."""
+def configure_logging(settings: Settings, *, worker: int = 1) -> None:
+    """Send the process's logs where the settings say. Called by commands that own the process, never on import.
+
+    Each worker but the first has files of its own, with its number: two processes cannot rotate one file.
+    """
+    suffix = "" if worker == 1 else f"-{worker}"
     as_json = settings.log.console == "json" or (settings.log.console == "auto" and settings.is_production)
     console = logging.StreamHandler(sys.stderr)
     console.setFormatter(JsonFormatter() if as_json else ConsoleFormatter())
@@ -155,10 +159,10 @@ def configure_logging(settings: Settings) -> None:
         directory = settings.data_dir / "logs"
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         for area in sorted({"app", *AREAS.values()}):
-            handler = _file(directory, area)
+            handler = _file(directory, area + suffix)
             handler.addFilter(_Area(area))
             handlers.append(handler)
-        errors = _file(directory, "errors")
+        errors = _file(directory, "errors" + suffix)
         errors.setLevel(logging.ERROR)
         handlers.append(errors)
     logging.basicConfig(level=settings.log.level, handlers=handlers, force=True)

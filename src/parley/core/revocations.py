@@ -5,28 +5,18 @@ on a connection of its own, which it tries every second: while it does not liste
 nothing is remembered for longer than a second then, and when it listens again everything is looked at anew.
 """
 
-import asyncio
-import logging
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Literal, cast, get_args
+from typing import Literal, cast, get_args
 from uuid import UUID
 
-import asyncpg
-
 from parley.core.db import Database, UnitOfWork
+from parley.core.listening import Listening
 from parley.core.scope import Scope
-
-logger = logging.getLogger(__name__)
 
 CHANNEL = "parley_revoked"
 UNHEARD_CACHE_S = 0.8
 """How long anything may be remembered while nobody would hear that it ended."""
-
-_PING_S = 0.5
-_PING_TIMEOUT_S = 0.5
-_BACK_OFF_S = (0.1, 0.2, 0.4, 0.8, 1.5)
 
 Kind = Literal["session", "switch", "user", "key", "membership", "workspace"]
 
@@ -83,11 +73,16 @@ class Revocations:
     """Announces revocations in the transaction that makes them, and hands those of every process to listeners."""
 
     def __init__(self, database: Database | None = None) -> None:
-        self._database = database
         self._listeners: list[Listener] = []
         self._resets: list[Callable[[], None]] = []
-        self._task: asyncio.Task[None] | None = None
-        self.is_listening = False
+        self._listening = (
+            Listening(database, CHANNEL, self._heard, listening=self._look_at_everything) if database else None
+        )
+
+    @property
+    def is_listening(self) -> bool:
+        """Whether this process hears at the moment."""
+        return self._listening is not None and self._listening.is_listening
 
     def subscribe(self, listener: Listener, *, reset: Callable[[], None] = lambda: None) -> None:
         """Call `listener` with each revocation, and `reset` when some may have been missed. Neither may block."""
@@ -106,47 +101,17 @@ class Revocations:
 
     async def start(self) -> None:
         """Begin to listen. Returns when this process hears, or when a first try has failed."""
-        if self._database is None:
+        if self._listening is None:
             raise ValueError("there is no database to listen to")
-        first = asyncio.Event()
-        self._task = asyncio.create_task(self._listen(self._database, first), name="revocations")
-        await first.wait()
+        await self._listening.start()
 
     async def close(self) -> None:
         """Stop listening."""
-        if self._task is not None:
-            self._task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._task
+        if self._listening is not None:
+            await self._listening.close()
 
-    async def _listen(self, database: Database, first: asyncio.Event) -> None:
-        failures = 0
-        while True:
-            connection: asyncpg.Connection | None = None
-            try:
-                connection = await database.connect_system()
-                await connection.add_listener(CHANNEL, self._heard)
-                self.is_listening = True
-                failures = 0
-                self._look_at_everything()
-                first.set()
-                while True:
-                    await asyncio.sleep(_PING_S)
-                    # A connection that is cut on the way stays silent for ever.
-                    async with asyncio.timeout(_PING_TIMEOUT_S):
-                        await connection.execute("SELECT 1")
-            except Exception as error:  # noqa: BLE001 - whatever it is, this process must hear again
-                logger.warning("not listening to revocations", extra={"cause": type(error).__name__})
-            finally:
-                self.is_listening = False
-                first.set()
-                if connection is not None:
-                    connection.terminate()
-            await asyncio.sleep(_BACK_OFF_S[min(failures, len(_BACK_OFF_S) - 1)])
-            failures += 1
-
-    def _heard(self, _connection: object, _pid: int, _channel: str, text: Any) -> None:
-        revocation = Revocation.from_text(str(text))
+    def _heard(self, text: str) -> None:
+        revocation = Revocation.from_text(text)
         if revocation is None:
             # Of a newer version: whatever it means, looking again is right.
             self._look_at_everything()

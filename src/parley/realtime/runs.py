@@ -27,19 +27,41 @@ _CLAIM = """
         lease_until = now() + make_interval(secs => $4)
     WHERE workspace_id = $1 AND id = $2 AND status IN ('queued', 'streaming') AND fence = $5
     RETURNING id, workspace_id, channel, user_id, question_id, options::text AS options, fence, attempt,
-              appended, start_seq, cancel_requested,
+              appended, start_seq, cancel_requested, provider_cursor,
               (SELECT m.role FROM memberships m WHERE m.workspace_id = r.workspace_id AND m.user_id = r.user_id) AS role
 """
-_RELEASE = "UPDATE replies SET owner = NULL WHERE workspace_id = $1 AND id = $2 AND fence = $3"
-_ORPHANS = """
-    SELECT r.workspace_id, r.id, r.fence, r.status, r.channel, r.user_id, m.role, r.options::text AS options
+# A tick takes the head first too; the other way round the two would wait for each other.
+_LOCK_HEAD = "SELECT seq FROM channel_heads WHERE workspace_id = $1 AND channel = $2 FOR UPDATE"
+_RELEASE = """
+    UPDATE replies SET owner = NULL, lease_until = now() WHERE workspace_id = $1 AND id = $2 AND fence = $3
+"""
+_RESERVE = """
+    UPDATE replies SET owner = $2 WHERE id = $1 AND status = 'queued' AND owner IS NULL RETURNING workspace_id
+"""
+# pg_locks is of the whole server: a process of another database is none of ours.
+_ALIVE = """
+    SELECT l.objid::bigint AS owner FROM pg_locks l
+    WHERE l.locktype = 'advisory' AND l.classid = $1::bigint::oid AND l.objsubid = 2 AND l.granted
+      AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+"""
+_OPEN = """
+    SELECT r.workspace_id, r.id, r.fence, r.status, r.channel, r.user_id, m.role, r.options::text AS options,
+           r.owner IS NULL AS released, r.owner = ANY($2::bigint[]) AS alive
     FROM replies r
     LEFT JOIN memberships m ON m.workspace_id = r.workspace_id AND m.user_id = r.user_id
-    WHERE r.status IN ('queued', 'streaming') AND r.owner IS DISTINCT FROM $1
-      AND NOT EXISTS (SELECT 1 FROM pg_locks l WHERE l.locktype = 'advisory' AND l.classid = $2::bigint::oid
-                      AND l.objid = r.owner::oid AND l.objsubid = 2 AND l.granted)
+"""
+# A running one that is not ours, whose process is gone or has not renewed its lease; and one that waits where nothing
+# runs, whoever was to begin it.
+_ORPHANS = f"""
+    {_OPEN}
+    WHERE (r.status = 'streaming' AND r.owner IS DISTINCT FROM $1
+           AND (r.owner IS NULL OR r.owner <> ALL($2::bigint[]) OR r.lease_until < now()))
+       OR (r.status = 'queued' AND NOT EXISTS (
+               SELECT FROM replies s
+               WHERE s.workspace_id = r.workspace_id AND s.channel = r.channel AND s.status = 'streaming'))
     ORDER BY r.status DESC, r.id LIMIT 200
 """
+_ONE = f"{_OPEN} WHERE r.id = $1 AND r.status = 'queued'"
 
 
 def new_owner() -> int:
@@ -59,9 +81,9 @@ class Run:
     """
 
     __slots__ = (
-        "_last_delta", "appended", "attempt", "buffer", "buffered", "cancelled", "channel", "fence",
-        "finishing", "history", "lost", "on_signal", "options", "question_id", "renewed", "reply_id", "scope",
-        "start_seq", "visible",
+        "_last_delta", "appended", "attempt", "buffer", "buffered", "cancelled", "channel", "cursor", "fence",
+        "finishing", "handed_over", "history", "lost", "on_signal", "options", "provider_cursor", "question_id",
+        "renewed", "reply_id", "scope", "start_seq", "visible",
     )  # fmt: skip
 
     def __init__(
@@ -92,17 +114,28 @@ class Run:
         self.visible = False
         self.cancelled = False
         self.lost = False
+        self.handed_over = False
         self.finishing = False
+        self.provider_cursor: str | None = None
+        """Where the process before this one had read its provider to, as committed with what it wrote."""
+        self.cursor: str | None = None
+        """Where this process has read to: goes into the next tick; an empty text takes the old place away."""
         self.on_signal: Callable[[], None] | None = None
         self.history: list[Any] | None = None
         """What was said before, where the sender knows it; the generator looks it up otherwise."""
         self._last_delta: dict[str, Any] | None = None
 
-    def signal(self, *, cancelled: bool = False, lost: bool = False, stopped: bool = False) -> None:
-        """Tell the generator to stop: someone cancelled the reply, it is another process's now, or we shut down."""
-        news = (cancelled and not self.cancelled) or (lost and not self.lost) or stopped
+    def signal(
+        self, *, cancelled: bool = False, lost: bool = False, stopped: bool = False, handed_over: bool = False
+    ) -> None:
+        """Tell the generator to stop.
+
+        Someone cancelled the reply, it is another process's now or is to be, or we shut down.
+        """
+        news = (cancelled and not self.cancelled) or (lost and not self.lost) or stopped or handed_over
         self.cancelled |= cancelled
         self.lost |= lost
+        self.handed_over |= handed_over
         if news and self.on_signal:
             self.on_signal()
 
@@ -123,22 +156,28 @@ class Run:
         self._last_delta = {"reply": str(self.reply_id), "part": part, "off": off, "x": text}
         self.buffer.append((DELTA, self._last_delta))
 
-    def take(self) -> list[tuple[str, str]]:
-        """Return what is to be written, encoded, and start anew."""
+    def take(self) -> tuple[list[tuple[str, str]], str | None]:
+        """Return what is to be written, encoded, and the provider's place behind it; start anew."""
         taken = [(e, d if isinstance(d, str) else orjson.dumps(d).decode()) for e, d in self.buffer]
-        self.buffer, self._last_delta, self.buffered = [], None, 0
-        return taken
+        cursor = self.cursor
+        self.buffer, self._last_delta, self.buffered, self.cursor = [], None, 0, None
+        return taken, cursor
 
 
 @dataclass(frozen=True, slots=True)
 class Orphan:
-    """An open reply whose process is gone. `scope` is that of the user who asked."""
+    """An open reply that nobody writes. `scope` is that of the user who asked.
+
+    `alive`: its process still holds its lock, and only the lease has run out. `released`: it was given up on purpose.
+    """
 
     reply_id: UUID
     fence: int
     status: str
     channel: Channel
     scope: Scope
+    alive: bool = False
+    released: bool = False
 
 
 async def claim(
@@ -163,7 +202,14 @@ async def claim(
         options=options,
     )
     run.cancelled = row["cancel_requested"]
+    run.provider_cursor = row["provider_cursor"]
     return run
+
+
+async def lock_head(unit: UnitOfWork, channel: Channel) -> None:
+    """Take the lock of a channel's head before a claim that will write."""
+    connection = await unit.driver()
+    await connection.execute(_LOCK_HEAD, *channel.address)
 
 
 async def release(unit: UnitOfWork, run: Run) -> None:
@@ -186,16 +232,36 @@ def _scope_of(workspace_id: UUID, user_id: UUID, role: str | None, options: dict
     return Scope(workspace_id, user_id, Role(role or Role.VIEWER), subject=str(user_id), permissions=permissions)
 
 
-async def orphans(unit: UnitOfWork, *, owner: int) -> Sequence[Orphan]:
-    """Return open replies whose owner holds no lock any more, running ones first."""
+async def reserve(unit: UnitOfWork, reply_id: UUID, *, owner: int) -> Orphan | None:
+    """Be the first of several processes to see to a reply that was queued for any of them; None when one was before."""
     connection = await unit.driver()
-    return [
-        Orphan(
-            reply_id=row["id"],
-            fence=row["fence"],
-            status=row["status"],
-            channel=Channel(row["workspace_id"], row["channel"], row["channel"]),
-            scope=_scope_of(row["workspace_id"], row["user_id"], row["role"], orjson.loads(row["options"])),
-        )
-        for row in await connection.fetch(_ORPHANS, owner, LOCK_CLASS)
-    ]
+    if await connection.fetchval(_RESERVE, reply_id, owner) is None:
+        return None
+    row = await connection.fetchrow(_ONE, reply_id, [])
+    return None if row is None else _orphan(row)
+
+
+async def living(unit: UnitOfWork) -> list[int]:
+    """Return the owners that hold their lock: one per process of this database."""
+    connection = await unit.driver()
+    return [row["owner"] for row in await connection.fetch(_ALIVE, LOCK_CLASS)]
+
+
+async def orphans(unit: UnitOfWork, *, owner: int, alive: Sequence[int] | None = None) -> Sequence[Orphan]:
+    """Return open replies that no living process writes, running ones first. `alive`: what `living` returned."""
+    connection = await unit.driver()
+    if alive is None:
+        alive = await living(unit)
+    return [_orphan(row) for row in await connection.fetch(_ORPHANS, owner, list(alive))]
+
+
+def _orphan(row: asyncpg.Record) -> Orphan:
+    return Orphan(
+        reply_id=row["id"],
+        fence=row["fence"],
+        status=row["status"],
+        channel=Channel(row["workspace_id"], row["channel"], row["channel"]),
+        scope=_scope_of(row["workspace_id"], row["user_id"], row["role"], orjson.loads(row["options"])),
+        alive=bool(row["alive"]),
+        released=row["released"],
+    )

@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 _TICK = """
     SELECT ix, base, epoch, cancel_requested, at
-    FROM realtime_tick($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
+    FROM realtime_tick($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
 """
 _RECOUNT = "SELECT id, appended, fence, owner, status FROM replies WHERE id = ANY($1::uuid[])"
 
@@ -38,9 +38,10 @@ class _Batch:
     def __init__(self, runs: list[Run]) -> None:
         self.runs: list[Run] = []
         self.events: list[list[tuple[str, str]]] = []
+        self.cursors: list[str | None] = []
         for run in runs:
             try:
-                events = run.take()
+                events, cursor = run.take()
             except TypeError:
                 # Text that no JSON can hold: adapters let none through. This reply ends, the others go on.
                 logger.exception("a reply's text cannot be written")
@@ -49,6 +50,7 @@ class _Batch:
                 continue
             self.runs.append(run)
             self.events.append(events)
+            self.cursors.append(cursor)
 
     def arguments(self, owner: int, lease: timedelta, status: str | None) -> tuple[object, ...]:
         return (
@@ -62,6 +64,7 @@ class _Batch:
             [len(events) for events in self.events],
             [e for events in self.events for e, _ in events],
             [d for events in self.events for _, d in events],
+            self.cursors,
         )
 
     def settle(self, rows: list[asyncpg.Record]) -> list[tuple[Run, list[LoggedEvent]]]:
@@ -90,6 +93,8 @@ class TickWriter:
 
     def __init__(self, database: Database, bus: Bus, settings: RealtimeSettings) -> None:
         self.owner = new_owner()
+        self.connects = 0
+        """How often the process's lock was taken: it goes with the connection, and so does everybody else's."""
         self._database = database
         self._bus = bus
         self._tick_s = settings.tick_ms / 1000
@@ -128,6 +133,7 @@ class TickWriter:
         if self._connection is None or self._connection.is_closed():
             self._connection = await self._database.connect_system()
             await hold_process_lock(self._connection, self.owner)
+            self.connects += 1
         return self._connection
 
     def tracked(self) -> list[Run]:
@@ -137,11 +143,19 @@ class TickWriter:
     def track(self, run: Run) -> None:
         """Begin to write a run and to renew its lease."""
         run.renewed = time.monotonic()
+        if (before := self._runs.get(run.reply_id)) is not None:
+            # It was lost, and is ours again before that was noticed.
+            before.signal(lost=True)
         self._runs[run.reply_id] = run
+        # The loop may be waiting for text without an end, and this one's lease has to be renewed before it has any.
+        self._wake.set()
         self._changed[run.reply_id] = asyncio.Event()
 
     def untrack(self, run: Run) -> None:
         """Forget a run."""
+        if self._runs.get(run.reply_id) is not run:
+            # The reply was lost and is this process's again, as another run.
+            return
         self._runs.pop(run.reply_id, None)
         self._dirty.pop(run.reply_id, None)
         self._changed.pop(run.reply_id, None)
@@ -186,9 +200,9 @@ class TickWriter:
         ours; when not, the caller rolls back and gives up.
         """
         connection = await unit.driver()
-        before = list(run.buffer)
+        before, cursor = list(run.buffer), run.cursor
         batch = _Batch([run])
-        run.buffer = before  # the transaction may roll back: what was taken is still to be written
+        run.buffer, run.cursor = before, cursor  # the transaction may roll back: what was taken is still to be written
         appended = run.appended
         rows = await connection.fetch(_TICK, *batch.arguments(self.owner, self._lease, status))
         committed = batch.settle(rows)

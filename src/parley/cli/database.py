@@ -87,6 +87,19 @@ def check() -> None:
 
 
 @app.command()
+def epoch() -> None:
+    """Void every position that clients hold in live channels: after a restore from a backup.
+
+    Works beside a running server, whose clients get the channels' state anew within a second.
+    """
+    from parley.cli.operating import operate  # noqa: PLC0415 - long to import
+    from parley.realtime.epochs import new_epochs  # noqa: PLC0415 - as above
+
+    count = operate(lambda o: new_epochs(o.database))
+    print(f"{count} channels have a new epoch.")
+
+
+@app.command()
 def shell(
     role: Annotated[str, typer.Option(help="parley_app, parley_system or parley_owner")] = "parley_owner",
 ) -> None:

@@ -39,6 +39,7 @@ check: .venv/.dev ## Lint, types, import contracts, migrations, generated files
 	$(RUN)/lint-imports
 	@scratch=$$(mktemp -d) && PARLEY_ENV=testing PARLEY_DATA_DIR=$$scratch $(RUN)/parley db check && rm -rf $$scratch
 	$(RUN)/parley openapi | diff -u docs/openapi.json - || { echo "run: make generate"; exit 1; }
+	$(RUN)/parley asyncapi | diff -u docs/asyncapi.json - || { echo "run: make generate"; exit 1; }
 
 .PHONY: format
 format: .venv/.dev ## Format and sort
@@ -48,10 +49,15 @@ format: .venv/.dev ## Format and sort
 .PHONY: generate
 generate: .venv/.dev ## Write the generated files anew
 	$(RUN)/parley openapi --output docs/openapi.json
+	$(RUN)/parley asyncapi --output docs/asyncapi.json
 
 .PHONY: bench
 bench: .venv/.dev ## Measure, side by side with a bare server (benchmarks/)
 	$(RUN)/python -m benchmarks
+
+.PHONY: faults
+faults: .venv/.dev ## Kill processes for half an hour and judge every reply (FAULTS="--seed 7 --minutes 5")
+	$(RUN)/python -m tests.faults $(FAULTS)
 
 .PHONY: ci
 ci: ## Everything: set up from nothing, check, all tests; fails where `make test` would leave out

@@ -18,6 +18,7 @@ from websockets.typing import Subprotocol
 from parley.cli.serve import uvicorn_config
 from parley.core.settings import Settings
 from parley.main import create_app
+from tests.documented import documented
 
 Frame = dict[str, Any]
 
@@ -80,7 +81,7 @@ async def live(settings: Settings) -> AsyncIterator[LiveServer]:
 
 @dataclass
 class Socket:
-    """A connection that keeps every frame it received."""
+    """A connection that keeps every frame it received. Frames that the AsyncAPI document does not have are refused."""
 
     connection: ClientConnection
     frames: list[Frame] = field(default_factory=list)
@@ -96,12 +97,14 @@ class Socket:
 
     async def send(self, **frame: Any) -> None:
         """Send a frame."""
-        await self.connection.send(orjson.dumps(frame).decode())
+        text = orjson.dumps(frame).decode()
+        documented().sent(text)
+        await self.connection.send(text)
 
     async def receive(self, *, timeout_s: float = 5) -> Frame:
         """Return the next frame."""
         async with asyncio.timeout(timeout_s):
-            frame: Frame = orjson.loads(await self.connection.recv())
+            frame = documented().received(orjson.loads(await self.connection.recv()))
         self.frames.append(frame)
         return frame
 

@@ -28,8 +28,9 @@ SYSTEM_TABLES = (
     "jobs", "api_keys", "invitations", "idempotency_keys", "audit_events",
 )  # fmt: skip
 
-# Indexes of tenant tables that do not lead with the workspace. Sign-in asks by user, before there is a workspace.
-UNSCOPED_INDEXES = ("ix_memberships_user_id",)
+# Indexes of tenant tables that do not lead with the workspace. Sign-in asks by user, before there is a workspace;
+# retention asks for what is old, whosever it is.
+UNSCOPED_INDEXES = ("ix_memberships_user_id", "ix_channel_events_ended", "ix_channel_events_at")
 
 ROLES = ("parley_app", "parley_system", "parley_owner")
 RUNTIME_ROLES = ("parley_app", "parley_system")

@@ -143,6 +143,8 @@ RECIPES: dict[str, Recipe] = {
         headers={"Accept": "text/event-stream"},
     ),
     "cancel_reply": Recipe({"reply_id": REPLY}),
+    "continue_reply": Recipe({"reply_id": REPLY}),
+    "regenerate_reply": Recipe({"reply_id": REPLY}),
     "list_api_keys": Recipe(lists=True),
     "create_api_key": Recipe(body=lambda: {"name": "Import"}),
     "revoke_api_key": Recipe({"key_id": API_KEY}),
@@ -190,6 +192,8 @@ FRAMES: dict[str, tuple[Frame, ...]] = {
         lambda own, other: {**_send(own), "parent": other.message},
     ),
     "reply.cancel": (lambda _, other: {"reply": other.reply},),
+    "reply.continue": (lambda _, other: {"reply": other.reply, "cid": new_id()},),
+    "reply.regenerate": (lambda _, other: {"reply": other.reply, "cid": new_id()},),
 }
 
 # -- what there is -----------------------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ PUBLIC = {
     "GET /docs",
     "GET /redoc",
     "GET /openapi.json",
+    "GET /asyncapi.json",
     "GET /health/live",
     "GET /health/ready",
     "POST /api/v1/webhooks/clerk",
@@ -194,7 +195,8 @@ def test_the_document_is_not_open_in_production(tmp_path: Path) -> None:
         database={"url": "embedded"},
     )  # fmt: skip
 
-    assert not {"GET /docs", "GET /redoc", "GET /openapi.json"} & open_routes(create_app(settings))
+    documents = {"GET /docs", "GET /redoc", "GET /openapi.json", "GET /asyncapi.json"}
+    assert not documents & open_routes(create_app(settings))
 
 
 # -- the rules themselves ------------------------------------------------------------------------------------------

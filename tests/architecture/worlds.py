@@ -33,6 +33,7 @@ from parley.jobs.registry import JobRun, JobType
 from parley.tasks.schemas import TaskRead
 from parley.tasks.service import TaskReader
 from tests.conftest import TestDatabases, http_client, make_settings, running
+from tests.documented import DocumentedSession, documented
 
 MARKER = "zebra-4711"
 """In every text of alice's: no answer to anyone else may hold it."""
@@ -188,7 +189,7 @@ async def fill(http: httpx.AsyncClient, text: str, *, user: UUID, workspace: UUI
     headers = {"Accept": "text/event-stream", "Idempotency-Key": str(cid)}
     path = f"/api/v1/conversations/{conversation}/messages"
     sent = await http.post(path, json={"text": f"{text} question"}, headers=headers)
-    assert "event: reply.completed" in sent.text, sent.text
+    assert "event: reply.completed" in documented().streamed(sent.text), sent.text
     question, reply = (await http.get(path)).json()["data"]
     task = (await http.post("/api/v1/tasks", json={"title": f"{text} chore"})).json()["data"]
     key = (await http.post("/api/v1/api-keys", json={"name": f"{text} key"})).json()["data"]
@@ -353,7 +354,7 @@ async def socket_of(app: FastAPI, person: Person, *, subs: tuple[str, ...] = ())
             "http://parley.test/api/v1/realtime",
             client,
             subprotocols=["parley.v1"],
-            session_class=AsyncWebSocketSession,
+            session_class=DocumentedSession,
         ) as session,
     ):
         socket = Socket(session)

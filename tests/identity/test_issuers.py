@@ -20,6 +20,7 @@ from parley.core.db import DatabaseUrls
 from parley.core.settings import SettingsInvalid, load_settings
 from parley.main import create_app
 from tests.conftest import http_client, make_settings, running
+from tests.documented import DocumentedSession
 from tests.identity.issuers import SECRET, Made, SigningKey, better_auth, clerk, jwks_server, shared_secret
 
 RSA, ED = SigningKey.make("RS256"), SigningKey.make("EdDSA")
@@ -40,7 +41,7 @@ async def socket(app: FastAPI, auth: dict[str, str]) -> AsyncIterator[AsyncWebSo
     url = "http://localhost/api/v1/realtime"
     async with httpx.AsyncClient(transport=ASGIWebSocketTransport(app=app)) as client:
         opening: AbstractAsyncContextManager[AsyncWebSocketSession] = aconnect_ws(
-            url, client, subprotocols=["parley.v1"]
+            url, client, subprotocols=["parley.v1"], session_class=DocumentedSession
         )
         async with opening as session:
             await session.send_json({"t": "hello", "v": 1, "auth": auth})

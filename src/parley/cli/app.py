@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -24,12 +24,17 @@ app.add_typer(session.app, name="session")
 def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on (PARLEY_HOST)")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on; 0 takes a free one (PARLEY_PORT)")] = None,
+    role: Annotated[
+        str | None, typer.Option(help="`web` serves clients, `gen` writes replies, `all` does both (PARLEY_ROLE)")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes behind the port (PARLEY_WORKERS)")] = None,
 ) -> None:
     """Start the database if it is ours, migrate it, and serve."""
     from parley.cli.serve import serve as run  # noqa: PLC0415 - see above
 
     with explained():
-        run({key: value for key, value in {"host": host, "port": port}.items() if value is not None})
+        given = {"host": host, "port": port, "role": role, "workers": workers}
+        run({key: value for key, value in given.items() if value is not None})
 
 
 @app.command()
@@ -41,11 +46,19 @@ def openapi(
     from parley.main import create_app  # noqa: PLC0415 - see above
 
     with explained():
-        document = json.dumps(create_app(load_settings()).openapi(), indent=2, ensure_ascii=False) + "\n"
-        if output is None:
-            print(document, end="")
-        else:
-            output.write_text(document)
+        _write(create_app(load_settings()).openapi(), output)
+
+
+@app.command()
+def asyncapi(
+    output: Annotated[Path | None, typer.Option(help="Write to this file instead of the terminal")] = None,
+) -> None:
+    """Print the AsyncAPI document of the socket."""
+    from parley.core.settings import load_settings  # noqa: PLC0415 - see above
+    from parley.main import asyncapi_document, create_app  # noqa: PLC0415 - see above
+
+    with explained():
+        _write(asyncapi_document(create_app(load_settings())), output)
 
 
 @app.command("doctor")
@@ -54,6 +67,26 @@ def doctor(as_json: AsJson = False) -> None:
     from parley.cli.doctor import doctor as run  # noqa: PLC0415 - see above
 
     run(as_json)
+
+
+def _write(document: dict[str, Any], output: Path | None) -> None:
+    text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+    if output is None:
+        print(text, end="")
+    else:
+        output.write_text(text)
+
+
+@app.command(
+    "conformance",
+    add_help_option=False,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)
+def conformance(context: typer.Context) -> None:
+    """Check any server of the live protocol from outside: `parley conformance URL`, `--help` for its options."""
+    from parley.conformance.command import main as run  # noqa: PLC0415 - see above
+
+    raise typer.Exit(run(context.args, prog="parley conformance"))
 
 
 def _register_chat() -> None:

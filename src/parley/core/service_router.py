@@ -1,12 +1,14 @@
 """What operators and browsers ask of the service itself: health, and the API's documents without a CDN."""
 
 import importlib.util
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.openapi.docs import get_redoc_html, get_swagger_ui_html
-from fastapi.responses import HTMLResponse
+from fastapi.responses import HTMLResponse, JSONResponse
 from pydantic import BaseModel
 from sqlalchemy.exc import DBAPIError
 from starlette.staticfiles import StaticFiles
@@ -58,6 +60,9 @@ async def get_readiness(request: Request) -> Response:
         if isinstance(error, DBAPIError) and not is_connection_lost(error):
             raise
         checks = {"database": "not reachable", "migrations": "unknown"}
+    if getattr(request.app.state, "draining", False):
+        # Nothing is wrong, and nothing new is to come here.
+        checks["draining"] = "this process is about to stop"
     ready = all(value == "ok" for value in checks.values())
     answer = Ready(status="ready" if ready else "not_ready", checks=checks)
     return respond(answer, status=200 if ready else 503, headers=None if ready else {"Retry-After": "2"})
@@ -75,9 +80,17 @@ def _page(page: HTMLResponse, *, workers: bool = False) -> HTMLResponse:
     return page
 
 
-def install_documents(app: FastAPI) -> None:
-    """Serve /docs and /redoc with the files of a wheel."""
+def install_documents(app: FastAPI, *, asyncapi: Callable[[], dict[str, Any]]) -> None:
+    """Serve /docs and /redoc with the files of a wheel, and /asyncapi.json beside FastAPI's /openapi.json.
+
+    `asyncapi` is called once, by the first request.
+    """
     app.mount("/docs/assets", StaticFiles(directory=_assets()), name="docs-assets")
+    document = cache(asyncapi)
+
+    @app.get("/asyncapi.json", include_in_schema=False)
+    async def asyncapi_json() -> Response:
+        return JSONResponse(document())
 
     @app.get("/docs", include_in_schema=False)
     async def swagger_ui() -> Response:

@@ -20,6 +20,7 @@ steps = st.lists(
         st.tuples(st.just("delta"), st.integers(0, 3), texts),
         st.tuples(st.just("part"), st.integers(0, 3), st.sampled_from(["text", "reasoning"])),
         st.tuples(st.just("tool"), st.integers(0, 3)),
+        st.tuples(st.just("resume"), st.integers(0, 3), st.sampled_from(["demo", "other"])),
         st.tuples(st.just("reset"), st.integers(0, 3), st.integers(0, 5), st.integers(0, 12)),
         st.tuples(st.just("end"), st.integers(0, 3), st.sampled_from(["completed", "failed", "cancelled"])),
         st.tuples(st.just("edit"), st.integers(0, 9)),
@@ -123,6 +124,12 @@ class Author:
             part["state"], part["output"] = "done", {"ok": True}
             self.log("reply.tool", {**about, "call": call, "name": "add_task", "state": "done", "output": {"ok": True}})
             self.log("reply.part", {**about, "kind": "tool", "state": "end"})
+
+    def resume(self, which: int, model: str) -> None:
+        if reply := self._open(which):
+            reply["model"] = model
+            about = {"reply": reply["id"], "attempt": 2, "model": model}
+            self.log("reply.resumed", {**about, "strategy": "prefill"})
 
     def reset(self, which: int, part: int, to_off: int) -> None:
         reply = self._open(which)

@@ -2,18 +2,20 @@
 
 import asyncio
 import json
+import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 from typing import Any
 
-from websockets.asyncio.server import ServerConnection, serve
+from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 from websockets.typing import Subprotocol
 
 from parley.client import ConnectionChange, RealtimeClient, Timing
 from tests.client.author import CHANNEL, Author
+from tests.documented import documented
 
 Frame = dict[str, Any]
 DEADLINE_S = 5
@@ -34,6 +36,7 @@ class Peer:
                 raw = await self._socket.recv()
                 assert isinstance(raw, str), "frames are text"
                 frame: Frame = json.loads(raw)
+                documented().sent(raw)
                 self.heard.append(frame)
                 if frame["t"] in wanted or (not wanted and frame["t"] != "ack"):
                     return frame
@@ -71,11 +74,17 @@ class ScriptedServer:
         self._arrived: asyncio.Queue[Peer] = asyncio.Queue()
         self.refuse: list[tuple[int, dict[str, str]]] = []
         self.url = ""
+        self._server: Server | None = None
 
     async def accept(self) -> Peer:
         """Return the next connection."""
         async with asyncio.timeout(DEADLINE_S):
             return await self._arrived.get()
+
+    def stop_listening(self) -> None:
+        """Refuse connections from now on; those that there are go on."""
+        assert self._server is not None
+        self._server.server.close()
 
     def nobody_came(self) -> bool:
         return self._arrived.empty()
@@ -101,17 +110,23 @@ class ScriptedServer:
             made._serve, "127.0.0.1", 0, subprotocols=names, process_request=made._check, ping_interval=None,
             compression=None, select_subprotocol=None if subprotocol else lambda *_: None,
         ) as server:  # fmt: skip
+            made._server = server
             port = server.sockets[0].getsockname()[1]
             made.url = f"ws://127.0.0.1:{port}/api/v1/realtime"
             yield made
 
 
 class Watched:
-    """A client whose delays do not take time and whose changes are written down."""
+    """A client whose delays do not take time and whose changes are written down.
+
+    Delays of `hold_s` and more last until `released` is set.
+    """
 
     def __init__(self, url: str, *, timing: Timing | None = None, **options: Any) -> None:
         self.delays: list[float] = []
         self.slept: asyncio.Queue[float] = asyncio.Queue()
+        self.hold_s = math.inf
+        self.released = asyncio.Event()
         self.changes: list[ConnectionChange] = []
         self.events: list[tuple[str, str, Frame]] = []
         self.credentials_asked = 0
@@ -119,7 +134,7 @@ class Watched:
         self.client = RealtimeClient(
             url,
             options.pop("credentials", self._credentials),
-            on_event=lambda ch, e, d: self.events.append((ch, e, d)),
+            on_event=options.pop("on_event", lambda ch, e, d: self.events.append((ch, e, d))),
             on_connection=self._change,
             timing=timing,
             random=lambda: 1.0,
@@ -135,11 +150,16 @@ class Watched:
     async def _sleep(self, seconds: float) -> None:
         self.delays.append(seconds)
         self.slept.put_nowait(seconds)
-        await asyncio.sleep(0)
+        await (asyncio.sleep(0) if seconds < self.hold_s else self.released.wait())
 
     def _change(self, change: ConnectionChange) -> None:
         self.changes.append(change)
         self._changed.set()
+
+    async def waits(self) -> float:
+        """Return the next delay before an attempt."""
+        async with asyncio.timeout(DEADLINE_S):
+            return await self.slept.get()
 
     async def until(self, state: str) -> ConnectionChange:
         """Wait until the newest change is to this state."""

@@ -184,6 +184,34 @@ def test_another_epoch_gives_another_state(author: Author) -> None:
     assert channel.since == {"ep": "e2", "seq": other.head}
 
 
+def test_nothing_counts_between_the_announcement_of_a_snapshot_and_the_snapshot(author: Author) -> None:
+    channel = following(author, author.head - 2)
+    since = channel.since
+    channel.subbed(author.subbed(recovered=False, why="too_far"))
+    taken = channel.ev(author.ev(author.head - 1))
+    assert (taken.applied, taken.resubscribe) == (False, False)
+    taken = channel.ev(author.ev(author.head))
+    assert (taken.applied, taken.resubscribe) == (False, False)
+    assert channel.since == since, "a connection that breaks now is resumed from there"
+    for frame in author.snap():
+        channel.snap(frame)
+    assert channel.state == author.state
+    author.delta(0, "four")
+    assert channel.ev(author.ev(author.head)).applied
+
+
+def test_a_log_that_does_not_know_the_position_any_more(author: Author) -> None:
+    """The same log, but shorter than the client knows it: what the server has counts."""
+    channel = following(author)
+    earlier = author.head - 2
+    channel.subbed(author.subbed(recovered=False, why="epoch"))
+    assert channel.since is None
+    for frame in author.snap(earlier):
+        assert channel.snap(frame) is True
+    assert channel.state == author.states[earlier]
+    assert channel.last == earlier
+
+
 @pytest.mark.parametrize("field", ["len", "sha256"])
 def test_a_text_that_is_not_what_its_end_says_is_counted(author: Author, field: str) -> None:
     channel = following(author)

@@ -192,6 +192,29 @@ async def test_ctrl_c_stops_the_reply(command: Command) -> None:
         assert await process.wait() == 0
 
 
+async def test_the_last_reply_is_continued_and_made_anew(command: Command, relay: Relay) -> None:
+    await command.signed_up()
+    code, out, err = await command.run(said="/retry\n/continue\nhello\n/retry\n")
+    assert (code, out, err) == (0, f"{DEMO}hello\n{DEMO}hello\n", "there is no reply yet\n" * 2)
+    process = await command.start()
+    assert process.stdin is not None
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdin.write(b"repeat 3000 word\n")
+    out = await read_until(process.stdout, "word5")
+    process.send_signal(signal.SIGINT)
+    await read_until(process.stderr, "stopped")
+    process.stdin.write(b"/continue\n")
+    out += await read_until(process.stdout, "\n")
+    out += await read_until(process.stdout, "word")
+    process.send_signal(signal.SIGINT)
+    assert (await read_until(process.stderr, "stopped")).strip() == "stopped", "a reply like any other"
+    process.stdin.close()
+    async with asyncio.timeout(DEADLINE_S):
+        assert await process.wait() == 0
+    assert out.startswith("word1 word2 word3")
+
+
 class Terminal:
     """A person's end of a terminal."""
 

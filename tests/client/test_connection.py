@@ -65,7 +65,7 @@ async def test_after_these_codes_it_comes_back(server: ScriptedServer, watch: Wa
     again = await server.accept()
     await again.welcome()
     await watched.until("connected")
-    assert watched.delays == [0.5]
+    assert watched.delays == [5.5 if code == 1013 else 0.5]
     assert (watched.changes[2].code, watched.changes[2].reason) == (code, "why")
 
 
@@ -121,6 +121,36 @@ async def test_too_many_connections_waits_as_long_as_it_is_told(server: Scripted
     await peer.close(4429, "too many connections")
     await server.accept()
     assert watched.delays == [5.0]
+
+
+async def test_too_many_frames_wait_as_long_as_the_last_refusal_says(server: ScriptedServer, watch: Watch) -> None:
+    watched = watch()
+    peer = await server.accept()
+    await peer.welcome()
+    refusal = {"t": "err", "code": "rate_limited", "msg": "many", "retry": "backoff"}
+    await peer.say(
+        {**refusal, "id": 77, "retry_after_ms": 9000},
+        {**refusal, "id": 78, "retry_after_ms": 3000},
+        {**refusal, "id": 79, "ch": CHANNEL, "retry_after_ms": 60_000},
+    )
+    await peer.close(4429, "too many frames")
+    await server.accept()
+    assert watched.delays == [3.0], "and what holds for a channel does not hold for the connection"
+
+
+@pytest.mark.parametrize(("asked_ms", "expected"), [(1000, 5.0), (8000, 8.0), (None, 5.5)])
+async def test_an_overloaded_server(
+    server: ScriptedServer, watch: Watch, asked_ms: int | None, expected: float
+) -> None:
+    watched = watch()
+    peer = await server.accept()
+    await peer.next("hello")
+    after = {} if asked_ms is None else {"retry_after_ms": asked_ms}
+    await peer.say({"t": "err", "code": "busy", "msg": "Many are connecting.", "retry": "backoff", **after})
+    await peer.close(1013, "busy")
+    await (await server.accept()).welcome()
+    await watched.until("connected")
+    assert watched.delays == [expected]
 
 
 async def test_attempts_that_bring_nothing_come_ever_more_seldom(server: ScriptedServer, watch: Watch) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import Callable
 from typing import Any
+from uuid import UUID
 
 import httpx
 import pytest
@@ -164,6 +165,8 @@ async def test_what_is_asked_and_what_comes_back(server: Server) -> None:
         "GET /conversations/c/messages": lambda r: data([{"id": r.url.params["limit"]}], next_cursor="older"),
         "POST /conversations/c/messages": lambda r: data({"message": {}, "reply": json.loads(r.content)}, 202),
         "POST /replies/r/cancel": lambda _: data({"id": "r"}, 202),
+        "POST /replies/r/continue": lambda _: data({"message": {"id": "r"}, "reply": {"id": "new"}}, 202),
+        "POST /replies/r/regenerate": lambda _: data({"message": {"id": "q"}, "reply": {"id": "other"}}, 202),
         "POST /realtime/tickets": lambda _: data({"ticket": "tk_1", "expires_in": 30}, 201),
         "GET /models": lambda _: data([{"id": "demo"}]),
     }
@@ -174,6 +177,14 @@ async def test_what_is_asked_and_what_comes_back(server: Server) -> None:
         assert turn["reply"] == {"text": "why?", "model": "demo"}
         assert server.requests[-1].headers["Idempotency-Key"] == "0193c0de-9f3a-7bd2-8000-000000000001"
         assert await http.cancel("r") == {"id": "r"}
+        for call, reply, answer in (
+            (http.continue_reply, "r", {"message": {"id": "r"}, "reply": {"id": "new"}}),
+            (http.regenerate_reply, "r", {"message": {"id": "q"}, "reply": {"id": "other"}}),
+        ):
+            assert await call(reply, cid="0193c0de-9f3a-7bd2-8000-000000000002") == answer
+            assert server.requests[-1].headers["Idempotency-Key"] == "0193c0de-9f3a-7bd2-8000-000000000002"
+            await call(reply)
+            assert UUID(server.requests[-1].headers["Idempotency-Key"]).version == 4, "one of its own, without one"
         assert await http.credentials() == {"ticket": "tk_1"}
         assert await http.list_models() == [{"id": "demo"}]
         assert http.realtime_url == "ws://parley.test/api/v1/realtime"
@@ -183,7 +194,10 @@ async def test_what_is_asked_and_what_comes_back(server: Server) -> None:
 async def test_an_id_cannot_leave_its_place_in_the_path(server: Server) -> None:
     async with client(server) as http:
         await http.get_conversation("../models")
-    assert server.requests[-1].url.raw_path == b"/api/v1/conversations/..%2Fmodels"
+        await http.continue_reply("../models")
+    assert [request.url.raw_path for request in server.requests] == [
+        b"/api/v1/conversations/..%2Fmodels", b"/api/v1/replies/..%2Fmodels/continue"
+    ]  # fmt: skip
 
 
 async def test_a_refusal_says_why(server: Server) -> None:

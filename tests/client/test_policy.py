@@ -21,7 +21,6 @@ def attempt(code: int, *, failures: int = 0, refused: bool = False, given: float
         1006,
         1011,
         1012,
-        1013,
         4000,
         4001,
         4002,
@@ -47,6 +46,17 @@ def test_codes_after_which_it_connects_again(code: int) -> None:
 )
 def test_codes_after_which_it_stops(code: int) -> None:
     assert attempt(code) is None
+
+
+@pytest.mark.parametrize(("given", "expected"), [(None, 5.5), (1.0, 5.0), (9.0, 9.0)])
+def test_an_overloaded_server_is_left_alone_for_five_seconds(given: float | None, expected: float) -> None:
+    assert attempt(1013, given=given) == expected
+    assert next_attempt_s(Ending(1013), failures=9, refused=False, random=lambda: 0.0) == 5
+
+
+@pytest.mark.parametrize("code", [*range(4000, 4200), *range(4400, 4500)])
+def test_codes_that_nobody_knows_mean_what_their_range_means(code: int) -> None:
+    assert (attempt(code) is not None) == (code < 4200 or code in {4401, 4408, 4429})
 
 
 def test_an_unauthenticated_client_tries_one_new_credential() -> None:

@@ -88,6 +88,20 @@ def test_a_reset_is_told_and_the_text_goes_on_from_there() -> None:
     assert shown([text("abc")], [], [text("z")])[0] == "abc\nz"
 
 
+def test_a_reply_that_another_process_writes_on_is_told() -> None:
+    out, err = io.StringIO(), io.StringIO()
+    view = ReplyView(Screen(out, err, colours=False))
+    resumed = {"reply": "r", "attempt": 2, "model": "other", "strategy": "restart"}
+    view.resumed(resumed)
+    assert err.getvalue() == "", "nothing of it was to be seen"
+    for strategy, part in (("reattach", "a"), ("prefill", "ab"), ("fallback", "abc")):
+        view.show(message("r", "assistant", "streaming", [text(part)], None))
+        view.resumed({**resumed, "strategy": strategy})
+    view.show(message("r", "assistant", "streaming", [text("abcd")], None))
+    assert out.getvalue() == "abcd", "the text stays as it is"
+    assert err.getvalue().splitlines() == ["… the reply goes on"] * 2 + ["… the reply goes on with other"]
+
+
 def test_a_model_does_not_steer_the_terminal() -> None:
     nasty = "a\x1b[2Jb\x07\tc\nd\x9b1m"
     assert shown([text(nasty)], tty=True)[0] == "a[2Jb\tc\nd1m"

@@ -4,7 +4,7 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -26,6 +26,8 @@ _HELP = """\
 /list         show the latest conversations
 /open NUMBER  go on with one of them
 /model NAME   answer with this model; without a name, the models there are
+/continue     go on with the last reply, where it stopped
+/retry        have the last question answered once more
 /help         this
 /quit         leave (so does Ctrl-D; Ctrl-C stops a reply, at the prompt it leaves)"""
 
@@ -70,7 +72,7 @@ class Chat:
         self._cancelling: set[asyncio.Task[None]] = set()
         self._main: asyncio.Task[Any] | None = None
         self._client = RealtimeClient(
-            http.realtime_url, http.credentials, on_event=self._moved, on_snapshot=self._moved,
+            http.realtime_url, http.credentials, on_event=self._event, on_snapshot=self._moved,
             on_connection=self._connection, name="parley-cli",
         )  # fmt: skip
 
@@ -208,7 +210,34 @@ class Chat:
             self._screen.note("stopped")
         elif message["status"] == "failed":
             self._screen.note(f"failed: {(message['error'] or {}).get('msg') or 'the reply could not be written'}")
+            if self._interactive:
+                self._screen.note("/continue goes on from there, /retry has it answered once more")
         return bool(message["status"] == "completed")
+
+    async def _again(self, ask: Callable[..., Awaitable[dict[str, Any]]]) -> None:
+        """Have the last reply continued or made anew, and show what comes."""
+        reply = self._last_reply()
+        if reply is None:
+            self._screen.note("there is no reply yet")
+            return
+        self._busy, self._stopping = True, False
+        try:
+            await self._follow((await ask(reply["id"], cid=uuid4()))["reply"])
+        finally:
+            self._busy = False
+
+    def _last_reply(self) -> dict[str, Any] | None:
+        """Return the newest reply of the branch that is shown."""
+        state = self._client.state(self._channel)
+        message = find_message(state, state.get("conversation", {}).get("current_id") or "")
+        while message is not None and message["role"] != "assistant":
+            message = find_message(state, message.get("parent_id") or "")
+        return message
+
+    def _event(self, ch: str, e: str, d: dict[str, Any]) -> None:
+        if e == "reply.resumed" and self._view is not None and d["reply"] == self._reply:
+            self._view.resumed(d)
+        self._moved(ch)
 
     def _moved(self, ch: str, *_: object) -> None:
         if self._view is None or self._reply is None or ch != self._channel:
@@ -244,6 +273,10 @@ class Chat:
                     await self._open_listed(argument)
                 case "/model":
                     await self._choose_model(argument)
+                case "/continue":
+                    await self._again(self._client.continue_reply)
+                case "/retry":
+                    await self._again(self._client.regenerate_reply)
                 case "/help":
                     self._screen.line(_HELP)
                 case _:

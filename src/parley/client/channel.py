@@ -36,6 +36,7 @@ class ChannelState:
         self._fold = fold_for(ch)
         self._parts: list[State] = []
         self._parts_of: tuple[str, int] | None = None
+        self._awaits_snapshot = False
 
     @property
     def since(self) -> dict[str, Any] | None:
@@ -52,8 +53,13 @@ class ChannelState:
         return self.last is None or head > self.last
 
     def subbed(self, frame: Frame) -> None:
-        """Take the answer to a `sub`. Without recovery a snapshot follows, and nothing before it counts."""
-        if not frame["recovered"] or (self.last is not None and frame["ep"] != self.ep):
+        """Take the answer to a `sub`. Without recovery a snapshot follows, and nothing before it counts.
+
+        The position holds until then, unless the log is another one: the connection may break before the snapshot.
+        """
+        self._parts, self._parts_of = [], None
+        self._awaits_snapshot = not frame["recovered"]
+        if frame["ep"] != self.ep or (self._awaits_snapshot and frame.get("why") == "epoch"):
             self.forget()
 
     def snap(self, frame: Frame) -> bool | None:
@@ -67,16 +73,20 @@ class ChannelState:
         self._parts.append(frame["state"])
         if frame["more"]:
             return False
-        self.state = _joined(self._parts)
+        parts, self._parts, self._parts_of = self._parts, [], None
+        self._awaits_snapshot = False
+        if self.last is not None and self.ep == frame["ep"] and frame["seq"] < self.last:
+            # Asked for over a new connection while the old one still told what came next: that is not told twice.
+            return False
+        self.state = _joined(parts)
         self.ep, self.last = of
-        self._parts, self._parts_of = [], None
         return True
 
     def ev(self, frame: Frame) -> Taken:
         """Rules 2 and 4."""
         seq: int = frame["seq"]
         lo: int = frame.get("from", seq)
-        if self.last is None or seq <= self.last:
+        if self.last is None or self._awaits_snapshot or seq <= self.last:
             return _DROPPED
         if lo > self.last + 1:
             return _GAP

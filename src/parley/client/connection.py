@@ -14,7 +14,7 @@ from parley.client.channel import ChannelState
 from parley.client.errors import ApiError, ClientError, ConnectionStopped, ReplyGone, ServerUnreachable
 from parley.client.events import SNAPSHOT, ConnectionChange, EventStream
 from parley.client.link import Frame, Link, LinkFailed, Timing
-from parley.client.policy import ABNORMAL, GOAWAY, UNAUTHENTICATED, Ending, next_attempt_s
+from parley.client.policy import ABNORMAL, GOAWAY, UNAUTHENTICATED, Ending, is_final, next_attempt_s
 from parley.client.requests import Requests
 from parley.client.states import FINISHED, find_message
 from parley.client.subscriptions import Subscriptions
@@ -60,7 +60,7 @@ class RealtimeClient:
         self._streams: set[EventStream] = set()
         self._replies: dict[str, set[asyncio.Future[dict[str, Any]]]] = {}
         self._connected = asyncio.Event()
-        self._goaway = asyncio.Event()
+        self._leftover: list[Link] = []
         self._stopped: ConnectionStopped | None = None
         self._failures = 0
         self._refused = False
@@ -106,7 +106,8 @@ class RealtimeClient:
                     await task
         if self._link is not None:
             link, self._link = self._link, None
-            await link.close()
+            self._leftover.append(link)
+        await self._tidy()
         self._stop(Ending(1000, "closed"))
 
     def drop(self) -> None:
@@ -160,6 +161,21 @@ class RealtimeClient:
         self._check()
         await self._requests.ask({"t": "reply.cancel", "reply": reply}, durable=True)
 
+    async def continue_reply(self, reply: str, *, cid: UUID | str | None = None) -> dict[str, Any]:
+        """Go on from where a reply stopped, in a reply of its own; returns `{message, reply}`, the ids.
+
+        It has one effect however often the connection breaks: it is repeated with the same `cid`.
+        """
+        return await self._answer_again("reply.continue", reply, cid)
+
+    async def regenerate_reply(self, reply: str, *, cid: UUID | str | None = None) -> dict[str, Any]:
+        """Answer the same question once more; returns `{message, reply}`, the ids. One `cid`, one effect."""
+        return await self._answer_again("reply.regenerate", reply, cid)
+
+    async def _answer_again(self, t: str, reply: str, cid: UUID | str | None) -> dict[str, Any]:
+        self._check()
+        return await self._requests.ask({"t": t, "reply": reply, "cid": str(cid or uuid4())}, durable=True)
+
     def state(self, ch: str) -> dict[str, Any]:
         """Return a channel's state as it is now; empty before the first snapshot."""
         return self.channel(ch).state
@@ -209,21 +225,28 @@ class RealtimeClient:
 
     async def _run(self) -> None:
         try:
+            ending = await self._attempt()
             while True:
-                ending = await self._attempt()
                 delay = next_attempt_s(ending, failures=self._failures, refused=self._refused, random=self._random)
-                if delay is None:
+                serving = self._serving
+                if delay is None and serving is None:
                     self._stop(ending)
                     return
                 self._failures += 1
                 self._refused = self._refused or ending.code == UNAUTHENTICATED
-                await self._sleep(delay)
+                if delay is not None:
+                    ending = await self._pause(delay, ending) or await self._attempt()
+                elif serving is not None:
+                    # The new connection is refused for good: the old one is used for as long as it lasts.
+                    ending = await asyncio.shield(serving.ended)
         except Exception as error:
             logger.exception("the client failed")
             self._stop(Ending(ABNORMAL, repr(error)))
         finally:
-            if self._link is not None and self._stopped is not None:
-                await self._link.close()
+            if self._stopped is not None:
+                if self._link is not None:
+                    self._leftover.append(self._link)
+                await self._tidy()
 
     async def _attempt(self) -> Ending:
         """Connect and serve until the connection ends or the server asks us to move."""
@@ -243,24 +266,48 @@ class RealtimeClient:
             return Ending(error.status, error.message, after)
         except LinkFailed as failed:
             return failed.ending
-        await self._adopt(link, greeting)
-        moved = asyncio.create_task(self._goaway.wait(), name="parley-goaway")
-        ends: set[asyncio.Future[Any]] = {link.ended, moved}
-        try:
-            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            moved.cancel()
+        self._adopt(link, greeting)
+        await self._tidy()
+        moved: set[asyncio.Future[Any]] = {link.ended, link.goaway}
+        await asyncio.wait(moved, return_when=asyncio.FIRST_COMPLETED)
         if link.ended.done():
-            await link.close()
+            await self._tidy()
             return link.ended.result()
         # The old connection goes on while the new one is made.
-        return Ending(GOAWAY, "the server asked us to move", link.asked_s.get(GOAWAY))
+        return Ending(GOAWAY, "the server asked us to move", link.goaway.result())
 
-    async def _adopt(self, link: Link, greeting: list[Frame]) -> None:
-        former, self._link = self._link, link
-        if former is not None:
-            former.mute()
-        self._goaway.clear()
+    async def _pause(self, delay: float, ending: Ending) -> Ending | None:
+        """Wait to connect again. Returns how the connection that still stood ended, where that is not to be waited out.
+
+        It is when it was closed for good, or broke while we waited to move without haste.
+        """
+        serving = self._serving
+        if serving is None:
+            await self._sleep(delay)
+            return None
+        sleeping = asyncio.ensure_future(self._sleep(delay))
+        ends: set[asyncio.Future[Any]] = {sleeping, serving.ended}
+        try:
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            if serving.ended.done():
+                ended = serving.ended.result()
+                if is_final(ended) or (ending.code == GOAWAY and ended.code != GOAWAY):
+                    return ended
+            await sleeping
+        finally:
+            sleeping.cancel()
+        return None
+
+    @property
+    def _serving(self) -> Link | None:
+        return None if self._link is None or self._link.ended.done() else self._link
+
+    def _adopt(self, link: Link, greeting: list[Frame]) -> None:
+        """Move over to a connection that was welcomed, before anything of it is read."""
+        if self._link is not None:
+            self._link.mute()
+            self._leftover.append(self._link)
+        self._link = link
         positions = self._subscriptions.positions()
         self._subscriptions.adopt(link, greeting)
         self._requests.adopt(link)
@@ -268,17 +315,23 @@ class RealtimeClient:
         link.start(self._take)
         self._announce(ConnectionChange("connected", positions=positions))
         self._connected.set()
-        if former is not None:
-            await former.close()
 
     def _lost(self, link: Link, ending: Ending) -> None:
         if self._link is not link:
             return
         self._link = None
+        self._leftover.append(link)
         self._subscriptions.release()
         self._requests.release()
         if self._stopped is None:
             self._announce(ConnectionChange("disconnected", ending.code, ending.reason))
+
+    async def _tidy(self) -> None:
+        """Close what is not used any more."""
+        while self._leftover:
+            link = self._leftover[-1]
+            await link.close()
+            self._leftover.remove(link)
 
     def _stop(self, ending: Ending) -> None:
         if self._stopped is not None:
@@ -322,11 +375,10 @@ class RealtimeClient:
                 task = asyncio.create_task(self._renew(), name="parley-renew")
                 self._renewals.add(task)
                 task.add_done_callback(self._renewals.discard)
-            case "goaway":
-                self._goaway.set()
             case "eph":
                 self._tell(frame["ch"], frame["e"], frame["d"])
-        if progress:
+        if progress and self._link is not None and not self._link.goaway.done():
+            # What a connection brings that is to be left says nothing about the attempts to replace it.
             self._failures, self._refused = 0, False
 
     def _event(self, ch: str, e: str, d: dict[str, Any]) -> None:

@@ -169,6 +169,21 @@ class ParleyHTTP:
         data: dict[str, Any] | None = answer.get("data")
         return data
 
+    async def continue_reply(self, reply: str, *, cid: UUID | str | None = None) -> dict[str, Any]:
+        """Go on from where a reply stopped, in a reply of its own; returns `{message, reply}`, both whole.
+
+        The same `cid` has one effect for ever.
+        """
+        return await self._again(reply, "continue", cid)
+
+    async def regenerate_reply(self, reply: str, *, cid: UUID | str | None = None) -> dict[str, Any]:
+        """Answer the same question once more; returns `{message, reply}`, both whole. One `cid`, one effect."""
+        return await self._again(reply, "regenerate", cid)
+
+    async def _again(self, reply: str, how: str, cid: UUID | str | None) -> dict[str, Any]:
+        path, key = f"/replies/{quote(reply, safe='')}/{how}", str(cid or uuid4())
+        return _object(await self._authorised("POST", path, headers={"Idempotency-Key": key}))
+
     async def list_models(self) -> list[dict[str, Any]]:
         """Return the models, usable or not."""
         return _list(await self._authorised("GET", "/models"))

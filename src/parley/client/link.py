@@ -12,7 +12,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI, NegotiationError
 from websockets.typing import Subprotocol
 
-from parley.client.policy import ABNORMAL, GOAWAY, PROTOCOL_ERROR, TOO_MANY, UNAUTHENTICATED, Ending
+from parley.client.policy import ABNORMAL, GOAWAY, OVERLOADED, PROTOCOL_ERROR, TOO_MANY, UNAUTHENTICATED, Ending
 
 logger = logging.getLogger(__name__)
 
@@ -43,15 +43,20 @@ class LinkFailed(Exception):
 
 
 class Link:
-    """A connection that has been welcomed. `ended` resolves once, with how it ended."""
+    """A connection that has been welcomed.
+
+    `ended` resolves once, with how it ended; `goaway` when the server asks us to move, with the seconds to wait before
+    (None: it did not say). Only its first `goaway` counts.
+    """
 
     def __init__(self, socket: ClientConnection, welcome: Frame, timing: Timing) -> None:
         self.welcome = welcome
         self.asked_s: dict[int, float] = {}
-        self.ended: asyncio.Future[Ending] = asyncio.get_running_loop().create_future()
         self._socket = socket
         self._timing = timing
         self._loop = asyncio.get_running_loop()
+        self.ended: asyncio.Future[Ending] = self._loop.create_future()
+        self.goaway: asyncio.Future[float | None] = self._loop.create_future()
         self._outbox: asyncio.Queue[str] = asyncio.Queue()
         self._positions: dict[str, int] = {}
         self._unacked_bytes = 0
@@ -132,14 +137,13 @@ class Link:
         self._socket.transport.abort()
 
     async def close(self) -> None:
-        """Close and wait until nothing of it is left."""
+        """Close with 1000 and wait until nothing of it is left. What still comes is not heard."""
+        self.mute()
         self._cancel_timers()
-        for task in (self._reader, self._writer):
-            if task is not None:
-                task.cancel()
-                with suppress(asyncio.CancelledError):
-                    await task
+        await _gone(self._writer)
+        # The reader goes on: while nobody takes what a busy server sends, its answer to the close would not be seen.
         await self._socket.close()
+        await _gone(self._reader)
         self._end(Ending(1000, "closed here"))
 
     # -- acknowledgements ----------------------------------------------------------------------------------------
@@ -192,6 +196,8 @@ class Link:
                 self._take(inner)
             return
         _note(frame, self.asked_s)
+        if frame["t"] == "goaway" and not self.goaway.done():
+            self.goaway.set_result(self.asked_s.get(GOAWAY))
         self._handle(frame)
 
     async def _write(self) -> None:
@@ -227,12 +233,23 @@ def _ignore(frame: Frame) -> None:
     pass
 
 
+async def _gone(task: asyncio.Task[None] | None) -> None:
+    if task is not None:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
 def _note(frame: Frame, asked_s: dict[int, float]) -> None:
     """Note how long the server asks us to stay away, by the close code that it goes with."""
-    if frame["t"] == "goaway":
-        asked_s[GOAWAY] = frame["reconnect_after_ms"] / 1000
-    elif frame["t"] == "err" and "id" not in frame and frame.get("retry_after_ms") is not None:
-        asked_s[TOO_MANY] = frame["retry_after_ms"] / 1000
+    if frame["t"] == "goaway" and frame.get("reconnect_after_ms") is not None:
+        asked_s.setdefault(GOAWAY, frame["reconnect_after_ms"] / 1000)
+    elif frame["t"] == "err" and "ch" not in frame and frame.get("retry_after_ms") is not None:
+        # Too many frames are told with the id of one of them; what is about a channel is about no connection.
+        if frame.get("code") == "rate_limited":
+            asked_s[TOO_MANY] = frame["retry_after_ms"] / 1000
+        if frame.get("id") is None:
+            asked_s[TOO_MANY] = asked_s[OVERLOADED] = frame["retry_after_ms"] / 1000
 
 
 def _ending(socket: ClientConnection, asked_s: dict[int, float], *, silent: bool = False) -> Ending:

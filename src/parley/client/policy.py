@@ -5,11 +5,13 @@ from dataclasses import dataclass
 
 BACKOFF_BASE_S = 0.5
 BACKOFF_CAP_S = 20.0
+OVERLOADED_S = 5.0
 
 NORMAL = 1000
 ABNORMAL = 1006
 PROTOCOL_ERROR = 1002
 GOAWAY = 1012
+OVERLOADED = 1013
 UNAUTHENTICATED = 4401
 NO_HELLO = 4408
 TOO_MANY = 4429
@@ -43,9 +45,16 @@ def next_attempt_s(ending: Ending, *, failures: int, refused: bool, random: Call
     """
     if not _is_retried(ending.code, refused=refused):
         return None
+    least = OVERLOADED_S if ending.code == OVERLOADED else 0.0
     if ending.retry_after_s is not None:
-        return ending.retry_after_s
-    return backoff_s(failures, random)
+        return max(least, ending.retry_after_s)
+    # On top of the least: all who were sent away at once do not come back at once.
+    return least + backoff_s(failures, random)
+
+
+def is_final(ending: Ending) -> bool:
+    """Return whether there is no coming back, with a new credential either."""
+    return not _is_retried(ending.code, refused=False)
 
 
 def _is_retried(code: int, *, refused: bool) -> bool:

@@ -33,10 +33,12 @@ class Requests:
         self._loop = asyncio.get_running_loop()
 
     def adopt(self, link: Link) -> None:
-        """Go on over a new connection: what has no answer is sent again."""
+        """Go on over a new connection: what has no answer is sent again, with the same key."""
+        self.release()  # where the connection before still stands, its answers are not heard any more
         self._link = link
         for request in list(self._waiting.values()):
-            self._send(request)
+            if request.timer is None:  # else it was refused for now: it goes out at its time
+                self._send(request)
 
     def release(self) -> None:
         """The connection is gone, and with it the answers to what is not durable."""
@@ -83,8 +85,12 @@ class Requests:
             request.refusals += 1
             if request.timer is not None:
                 request.timer.cancel()
-            request.timer = self._loop.call_later(delay if after is None else after / 1000, self._send, request)
+            request.timer = self._loop.call_later(delay if after is None else after / 1000, self._again, request)
         return True
+
+    def _again(self, request: _Request) -> None:
+        request.timer = None
+        self._send(request)
 
     def _send(self, request: _Request) -> None:
         link = self._link

@@ -82,13 +82,20 @@ class Subscriptions:
         return subs
 
     def adopt(self, link: Link, greeting: list[Frame]) -> None:
-        """Go on over a new connection, whose `hello` had this greeting."""
+        """Go on over a new connection, whose `hello` had this greeting.
+
+        While it was made, the one before may have gone on: channels were left or entered, positions moved.
+        """
         self._link = link
-        greeted = {sub["ch"] for sub in greeting}
+        greeted = {sub["ch"]: sub.get("since") for sub in greeting}
+        for ch in greeted.keys() - self._held.keys():
+            link.send({"t": "unsub", "id": self._next_id(), "ch": ch})
         others = itertools.count(1)
         for ch, held in self._held.items():
             held.cancel_timer()
-            held.asked = "hello" if ch in greeted else None
+            # A replay does not help where the state was dropped meanwhile.
+            helps = ch in greeted and (held.channel.last is not None or greeted[ch] is None)
+            held.asked = "hello" if helps else None
             held.arrived = self._loop.time()
             if held.asked is None:
                 delay = max(0, next(others) - _AT_ONCE) / _PER_SECOND

@@ -19,6 +19,12 @@ class ReplyView:
         self._announced: set[str] = set()
         self._open: dict[int, str] = {}
 
+    def resumed(self, d: dict[str, Any]) -> None:
+        """Tell that another process writes the reply on, unless nothing of it was to be seen yet."""
+        if self._part or self._off or self._announced:
+            model = f" with {d['model']}" if d.get("strategy") == "fallback" else ""
+            self._screen.note(f"… the reply goes on{model}")
+
     def show(self, message: dict[str, Any]) -> None:
         """Write what is new of the message."""
         parts = message["parts"]

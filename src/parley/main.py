@@ -4,6 +4,8 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
+from functools import partial
+from typing import Any
 
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
@@ -39,17 +41,21 @@ from parley.identity.session_repository import leave_workspace as move_sessions
 from parley.identity.setup import build_identity, own_issuer
 from parley.jobs.cleaning import Cleaner
 from parley.jobs.personal_data import JobData
+from parley.jobs.registry import Periodic
 from parley.jobs.setup import build_jobs
 from parley.llm.prompts import PromptLibrary
 from parley.llm.registry import ModelRegistry
+from parley.realtime import asyncapi, retention
 from parley.realtime.bus import Bus
 from parley.realtime.channels import Channels, ChannelSource
 from parley.realtime.log import LogReader
 from parley.realtime.personal_data import RealtimeData
 from parley.realtime.personal_data import leave_workspace as stop_replies
+from parley.realtime.retention import Retention
 from parley.realtime.router import socket_route
 from parley.realtime.service import Realtime
 from parley.realtime.tickets import Tickets, clean_tickets
+from parley.realtime.wire import Wire
 from parley.tasks.channels import TasksChannel
 from parley.tasks.personal_data import TaskData
 from parley.tasks.tools import TOOLS as TASK_TOOLS
@@ -67,6 +73,10 @@ Sign up or in for an access token, then press **Authorize**. Live channels are o
 
 # What every module has of people, in the order of erasure: the account itself comes last.
 PERSONAL_DATA = (ChatData(), TaskData(), RealtimeData(), JobData(), TenancyData(), IdentityData())
+
+
+# The kinds of live channel there are.
+CHANNEL_KINDS = (ConversationChannel, UserChannel, TasksChannel)
 
 
 class SchemaNotCurrent(Exception):
@@ -98,11 +108,16 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.issuers = load_issuers(settings, own_issuer=own_issuer(settings))
     app.state.prompts = PromptLibrary.load(settings.llm.prompts)
     install_error_handlers(app)
-    install_routes(app)
-    app.router.routes.append(socket_route(f"{API_PREFIX}/realtime"))
-    if not settings.is_production:
-        install_documents(app)
-    install_web(app)
+    app.state.draining = False
+    if settings.role == "gen":
+        # It writes replies and does jobs; only its health is asked.
+        install_routes(app, only="service")
+    else:
+        install_routes(app)
+        app.router.routes.append(socket_route(f"{API_PREFIX}/realtime"))
+        if not settings.is_production:
+            install_documents(app, asyncapi=partial(asyncapi_document, app))
+        install_web(app)
     app.add_middleware(GuardMiddleware, body_bytes=settings.body_bytes)
     app.add_middleware(
         CorsMiddleware,
@@ -131,6 +146,11 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_middleware(RequestIdMiddleware, security=SecurityHeaders(https=settings.base_url.startswith("https:")))
     app.add_middleware(ProxyMiddleware, trusted=parse_networks(settings.trusted_proxies))
     return app
+
+
+def asyncapi_document(app: FastAPI) -> dict[str, Any]:
+    """Return the AsyncAPI document of the socket."""
+    return asyncapi.document(CHANNEL_KINDS, title=app.title, version=app.version)
 
 
 @asynccontextmanager
@@ -166,7 +186,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         app.state.authenticator = identity.bearer
         app.state.api_keys = identity.api_keys
 
-        bus = Bus(database, settings.realtime)
+        wire = Wire(database, redis_url=settings.redis_url)
+        bus = Bus(database, settings.realtime, wire)
         tickets = Tickets(database, identity.bearer, life_s=settings.realtime.ticket_s)
         app.state.workspaces = WorkspaceService(database, revocations, leaving=[move_sessions, stop_replies])
         invitations = app.state.invitations = Invitations(
@@ -201,12 +222,21 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
                 Cleaner("realtime_tickets", clean_tickets),
                 *identity_background.cleaners(),
             ],
-            periodic=people.periodics,
+            periodic=[
+                *people.periodics,
+                Periodic(
+                    retention.KIND,
+                    retention.EVERY,
+                    Retention(database, settings.realtime).handle,
+                    timeout_s=retention.TIMEOUT_S,
+                ),
+            ],
         )
         app.state.jobs = jobs
         chat = build_chat(
             database=database,
             bus=bus,
+            wire=wire,
             usage=UsageService(app.state.registry, http),
             prompts=app.state.prompts,
             tools=TASK_TOOLS,
@@ -229,12 +259,13 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         revocations.subscribe(app.state.realtime.revoke, reset=app.state.realtime.look_at_everything)
         await revocations.start()
         stack.push_async_callback(revocations.close)
-        bus.start()
+        await bus.start()
         stack.push_async_callback(bus.close)
         await chat.start()
         stack.push_async_callback(chat.close, drain_s=settings.realtime.drain_s)
-        await jobs.dispatcher.start()
-        stack.push_async_callback(jobs.dispatcher.close)
+        if settings.role != "web":
+            await jobs.dispatcher.start()
+            stack.push_async_callback(jobs.dispatcher.close)
         yield
 
 

@@ -562,7 +562,7 @@ async def test_a_refused_preflight_has_the_envelope(
 
 async def test_production_shows_no_documents(tmp_path: Path, urls: DatabaseUrls, running_app: RunningApp) -> None:
     async with running_app(production(tmp_path, urls)) as app, http_client(app) as client:
-        for path in ("/docs", "/redoc", "/openapi.json", "/docs/assets/swagger-ui.css"):
+        for path in ("/docs", "/redoc", "/openapi.json", "/asyncapi.json", "/docs/assets/swagger-ui.css"):
             assert_envelope(await client.get(path), 404)
 
 

@@ -45,7 +45,7 @@ async def test_every_kind_of_answer_has_them(alice: Account, client: httpx.Async
         assert answer.status_code == status
     for method, path, status in (
         ("GET", "/health/live", 200), ("GET", "/nowhere", 404), ("PATCH", f"{API}/tasks", 405), ("GET", f"{API}/me", 401),
-        ("GET", "/openapi.json", 200),
+        ("GET", "/openapi.json", 200), ("GET", "/asyncapi.json", 200),
     ):  # fmt: skip
         answer = checked(await client.request(method, path))
         assert answer.status_code == status

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
+from weakref import WeakSet
 
 import httpx
 import pytest
@@ -25,8 +26,10 @@ from parley.cli import serve
 from parley.core.db import DatabaseUrls
 from parley.core.settings import RealtimeSettings, Settings
 from parley.main import create_app
+from parley.realtime.protocol import SocketProtocol
 from parley.realtime.service import Realtime
 from tests.conftest import Account, TestDatabases, make_settings
+from tests.documented import documented
 
 Frame = dict[str, Any]
 
@@ -249,10 +252,11 @@ _STATES: dict[str, dict[str, Check]] = {
 
 
 def assert_valid_server_frame(text: str | bytes) -> Frame:
-    """Return a server's frame, or fail where it is not exactly what the protocol's tables say."""
+    """Return a server's frame, or fail where it is not exactly what the protocol's tables and the document say."""
     assert isinstance(text, str), "a server sends text frames only"
     frame = json.loads(text)
     assert type(frame) is dict, text
+    documented().received(frame)
     t = frame.get("t")
     rest = {name: value for name, value in frame.items() if name != "t"}
     if t == "ok":
@@ -293,7 +297,10 @@ class Log:
                 self.ended.clear()
                 self.last = self.since if frame["why"] == "ok" and self.since is not None else -1
             case "snap":
-                assert self.state in {"initial", "epoch", "trimmed", "too_far"}, (self.state, frame["t"])
+                if self.state == "live":
+                    # Too far behind: the state instead of the events.
+                    self.state, self.parts = "behind", 0
+                assert self.state in {"initial", "epoch", "trimmed", "too_far", "behind"}, (self.state, frame["t"])
                 assert (frame["part"], frame["ep"]) == (self.parts, self.ep), frame
                 self.parts += 1
                 if not frame["more"]:
@@ -364,6 +371,8 @@ class Peer:
 
     async def raw(self, data: str | bytes) -> None:
         """Send a text or a binary message."""
+        if isinstance(data, str):
+            documented().sent(data)
         await self.socket.send(data)
 
     async def read(self, *, within_s: float = WAIT_S) -> Frame:
@@ -624,3 +633,17 @@ async def poll(holds: Callable[[], object], *, within_s: float = WAIT_S) -> None
     while not holds():
         assert time.monotonic() < deadline, "it did not come to hold in time"
         await asyncio.sleep(0.01)
+
+
+@pytest.fixture
+def protocols(monkeypatch: pytest.MonkeyPatch) -> WeakSet[SocketProtocol]:
+    """The server's side of every socket, below the application."""
+    made: WeakSet[SocketProtocol] = WeakSet()
+    original = SocketProtocol.connection_made
+
+    def connection_made(self: SocketProtocol, transport: Any) -> None:
+        made.add(self)
+        original(self, transport)
+
+    monkeypatch.setattr(SocketProtocol, "connection_made", connection_made)
+    return made

@@ -1,18 +1,12 @@
 """Frames that nobody honest sends: the right code, the connection or at least the server unharmed, nothing echoed."""
 
 import asyncio
-import base64
 import copy
 import json
 import logging
-import os
 import random
-import resource
-import socket
 import struct
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -22,7 +16,8 @@ from hypothesis import strategies as st
 from websockets.exceptions import ConnectionClosed
 
 from tests.conftest import Account
-from tests.realtime.conftest import LiveServer, Peer, Serve, conversation_of, poll
+from tests.realtime.conftest import LiveServer, Peer, conversation_of
+from tests.realtime.raw import close_code, masked, raw_handshake
 
 CANARY = "canary-8fb1c2"
 
@@ -189,26 +184,6 @@ async def test_every_close_is_said(live_server: LiveServer, ada: Account, caplog
     assert not [record.getMessage() for record in caplog.records]
 
 
-async def test_who_leaves_in_the_middle_leaves_no_trace(
-    live_server: LiveServer, ada: Account, caplog: pytest.LogCaptureFixture
-) -> None:
-    """A client that goes away while it is being answered is no error of the server."""
-    hello = masked(1, json.dumps({"t": "hello", "v": 1, "auth": {"token": ada.access_token}}).encode())
-    unsub = masked(1, b'{"t":"unsub","id":1,"ch":"x"}')
-
-    async def leave(frames: int, *, politely: bool) -> None:
-        async with raw_handshake(live_server) as (reader, writer):
-            writer.write(hello + unsub * frames + (masked(8, b"\x03\xe8") if politely else b""))
-            await writer.drain()
-            await reader.read(100)
-
-    with caplog.at_level(logging.ERROR):
-        for politely in (True, False):
-            await asyncio.gather(*(leave(n, politely=politely) for n in range(0, 120, 3)))
-        await poll(lambda: not any(c.scope.user_id == ada.user_id for c in live_server.realtime.connections))
-    assert not [record.getMessage() for record in caplog.records]
-
-
 async def test_an_id_comes_back_as_it_was_sent(peer: Peer) -> None:
     for id_ in (0, -1, 2**53, 2**63 - 1, -(2**63), "", "7", "é😀", "x" * 64, 'a"b\\c\n'):
         await peer.send("unsub", id=id_, ch="nothing")
@@ -283,44 +258,6 @@ async def test_pieces_that_never_end_are_bounded(peer: Peer) -> None:
     assert await peer.code() == 1009
 
 
-Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
-
-
-@asynccontextmanager
-async def raw_handshake(live_server: LiveServer, *lines: str) -> AsyncIterator[Streams]:
-    """Open a socket by hand; leaving it drops the connection."""
-    key = base64.b64encode(os.urandom(16)).decode()
-    head = [
-        "GET /api/v1/realtime HTTP/1.1", "Host: localhost", "Upgrade: websocket", "Connection: Upgrade",
-        f"Sec-WebSocket-Key: {key}", "Sec-WebSocket-Version: 13", "Sec-WebSocket-Protocol: parley.v1", *lines, "", "",
-    ]  # fmt: skip
-    async with live_server.bytes() as (reader, writer):
-        writer.write("\r\n".join(head).encode("latin-1"))
-        assert b" 101 " in await reader.readuntil(b"\r\n\r\n")
-        yield reader, writer
-
-
-def masked(opcode: int, data: bytes, *, fin: bool = True, rsv: int = 0) -> bytes:
-    """Return a client's frame."""
-    size = len(data)
-    head = bytes([(0x80 if fin else 0) | rsv | opcode])
-    head += bytes([0x80 | size]) if size < 126 else bytes([0x80 | 126]) + struct.pack("!H", size)
-    return head + b"\0\0\0\0" + data
-
-
-async def close_code(reader: asyncio.StreamReader) -> int:
-    """Read frames up to the server's close."""
-    async with asyncio.timeout(10):
-        while True:
-            first, second = await reader.readexactly(2)
-            size = second & 0x7F
-            if size == 126:
-                (size,) = struct.unpack("!H", await reader.readexactly(2))
-            data = await reader.readexactly(size)
-            if first & 0x0F == 8:
-                return int.from_bytes(data[:2])
-
-
 @pytest.mark.parametrize(
     ("frame", "code"),
     [
@@ -346,32 +283,6 @@ async def test_what_is_not_websocket_is_closed_by_its_rules(live_server: LiveSer
 async def test_deflate_is_not_spoken(live_server: LiveServer) -> None:
     async with live_server.open(compression="deflate") as peer:
         assert not peer.socket.protocol.extensions
-
-
-async def test_a_ping_flood_costs_nobody(live_server: LiveServer, ada: Account, peer: Peer) -> None:
-    async with raw_handshake(live_server) as (_, writer):
-        for _ in range(200):
-            writer.write(masked(9, b"x" * 100) * 50)
-            with suppress(TimeoutError):
-                async with asyncio.timeout(0.05):
-                    await writer.drain()
-        await peer.alive()
-
-
-async def test_ten_thousand_subscriptions_end_at_200(live_server: LiveServer, ada: Account, peer: Peer) -> None:
-    answer = await ada.http.post("/api/v1/conversations", json={})
-    one = f"conversation:{answer.json()['data']['id']}"
-    made = await asyncio.gather(*(conversation_of(ada) for _ in range(200)))
-    for name in made:
-        await peer.send("sub", id=name, ch=name, since={"seq": -1})
-    for name in made:
-        assert (await peer.until(id=name))["t"] == "subbed"
-    answers = [await peer.ask("sub", ch=one) for _ in range(3)]
-    assert [(frame["t"], frame["code"], frame["ch"]) for frame in answers] == [("err", "limit_subs", one)] * 3
-    # One that is held may be subscribed again, and a place that is given up can be taken.
-    assert (await peer.ask("sub", ch=made[0], since={"seq": -1}))["t"] == "subbed"
-    assert (await peer.ask("unsub", ch=made[1]))["t"] == "ok"
-    assert (await peer.ask("sub", ch=one, since={"seq": -1}))["t"] == "subbed"
 
 
 async def test_2000_random_frames_leave_the_others_alone(
@@ -463,108 +374,3 @@ async def test_any_frame_is_parsed_or_refused(t: str, fields: dict[str, Any]) ->
     else:
         if (id_ := getattr(frame, "id", None)) is not None:
             error("not_found", "x", id=id_, ch=getattr(frame, "ch", None))
-
-
-async def test_a_flooder_is_told_to_wait_and_then_closed_with_4429(serve_with: Serve) -> None:
-    async with serve_with() as server, server.sign_up() as account, server.join(account) as peer:
-        for number in range(70):
-            await peer.send("unsub", id=number, ch="x")
-        answers = [await peer.until(id=number) for number in range(70)]
-        refused = [frame for frame in answers if frame["code"] == "rate_limited"]
-        assert {frame["code"] for frame in answers[:60]} == {"not_found"}
-        assert 5 <= len(refused) <= 10
-        assert all(frame["retry"] == "backoff" and 0 < frame["retry_after_ms"] <= 1000 for frame in refused)
-        # Whoever waits as told goes on.
-        await asyncio.sleep(refused[-1]["retry_after_ms"] / 1000)
-        await peer.alive()
-        with suppress(ConnectionClosed):
-            for number in range(5000):
-                await peer.send("unsub", id=number, ch="x")
-        assert await peer.code() == 4429
-
-
-async def test_a_steady_flood_is_closed_with_4429_too(serve_with: Serve) -> None:
-    """Ten times the allowed rate, without end: each second some frames get through, and it is a flood all the same."""
-    async with serve_with() as server, server.sign_up() as account, server.join(account) as peer:
-
-        async def flood() -> None:
-            for number in range(2000):
-                await peer.send("unsub", id=number, ch="x")
-                await asyncio.sleep(0.005)
-
-        task = asyncio.create_task(flood())
-        assert await peer.code(within_s=15) == 4429
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-
-
-async def test_a_flood_of_acks_is_closed_with_4429(serve_with: Serve) -> None:
-    async with serve_with() as server, server.sign_up() as account, server.join(account) as peer:
-        with suppress(ConnectionClosed):
-            for number in range(5000):
-                await peer.send("ack", a={"tasks": number})
-        assert await peer.code() == 4429
-
-
-async def test_one_who_asks_and_never_reads_is_closed_and_costs_little(serve_with: Serve) -> None:
-    """W-11: answers are not events, so no acknowledgement bounds them; the connection must end all the same."""
-    limits = {"ack_timeout_s": 1, "silence_timeout_s": 4, "frames_per_s": 10_000, "frames_burst": 20_000}
-    async with serve_with(realtime=limits) as server, server.sign_up() as account:
-        channel = await conversation_of(account)
-        rows = 50
-        parts = json.dumps([{"type": "text", "text": "x" * 32_000}])
-        await fill(server, account, channel, rows, parts)
-        before = resident_bytes()
-        async with raw_handshake(server) as (_, writer):
-            hello = {"t": "hello", "v": 1, "auth": {"token": account.access_token}}
-            writer.write(masked(1, json.dumps(hello).encode()))
-            await poll(lambda: server.realtime.connections)
-            for number in range(100):
-                writer.write(masked(1, json.dumps({"t": "sub", "id": number, "ch": channel}).encode()))
-            await poll(lambda: not server.realtime.connections, within_s=8)
-        assert resident_bytes() - before < 60 * 1024 * 1024
-        async with server.join(account) as peer:
-            await peer.alive()
-
-
-def resident_bytes() -> int:
-    """How much memory this process holds."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
-
-
-async def fill(server: LiveServer, account: Account, channel: str, rows: int, parts: str) -> None:
-    """Put messages into a conversation, past the API."""
-    from parley.core.scope import Role, Scope
-
-    scope = Scope(account.workspace_id, account.user_id, Role.OWNER)
-    async with server.app.state.database.unit_of_work(scope) as unit:
-        connection = await unit.driver()
-        for _ in range(rows):
-            await connection.execute(
-                "INSERT INTO messages (workspace_id, id, conversation_id, role, parts, status, author_id, created_at,"
-                " completed_at) VALUES ($1, $2, $3, 'user', $4::json, 'completed', $5, now(), now())",
-                account.workspace_id, uuid4(), channel.partition(":")[2], parts, account.user_id,
-            )  # fmt: skip
-
-
-async def test_one_who_streams_and_never_reads_is_dropped(serve_with: Serve) -> None:
-    """W-11 over HTTP: a stream that takes nothing for as long as a socket may leave all unacknowledged is ended."""
-    async with serve_with(realtime={"ack_timeout_s": 1}) as server, server.sign_up() as account:
-        channel = await conversation_of(account)
-        await fill(server, account, channel, 50, json.dumps([{"type": "text", "text": "x" * 32_000}]))
-        head = f"GET /api/v1/channels/{channel}/events HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {account.access_token}\r\n\r\n"
-        before = resident_bytes()
-
-        def readers() -> int:
-            return sum(len(ring.subscribers) for ring in server.realtime.bus._rings.values())
-
-        async with AsyncExitStack() as stack:
-            for _ in range(20):
-                _, writer = await stack.enter_async_context(server.bytes())
-                # With room for the whole answer in the kernel nobody would be slow.
-                writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-                writer.write(head.encode())
-            await poll(lambda: readers() == 20)
-            assert resident_bytes() - before < 100 * 1024 * 1024
-            await poll(lambda: readers() == 0, within_s=6)
-        assert (await account.http.get("/api/v1/me")).status_code == 200

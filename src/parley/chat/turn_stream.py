@@ -43,15 +43,16 @@ class TurnStream:
                 if _ended(snapshot.state, self._reply):
                     return
             while (left := until - clock.timestamp()) > 0 and not self._stream.revoked:
-                while cursor.is_behind and not cursor.lost:
-                    events = [event for event in await cursor.read() if self._is_ours(event)]
+                while cursor.is_behind and not cursor.lost and not self._stream.revoked:
+                    events = [event for event in await self._stream.read() if self._is_ours(event)]
                     yield "".join(sse_event(event, cursor, self._stream.epoch) for event in events)
                     if any(self._ends(event) for event in events):
                         return
-                if cursor.lost:
-                    return
+                if cursor.lost or self._stream.revoked:
+                    break
                 if not await self._stream.wait(min(15.0, left)):
                     yield ": still here\n\n"
+            yield self._stream.farewell()
         finally:
             self._stream.close()
 

@@ -142,15 +142,25 @@ class RealtimeSettings(_Group):
     replay_events: int = Field(default=1000, ge=1)
     replay_bytes: int = Field(default=1024 * 1024, ge=1024)
     lag_events: int = Field(default=2000, ge=1)
+    lag_bytes: int = Field(default=1024 * 1024, ge=1024)
+    send_timeout_s: float = Field(default=15, gt=0, description="How long a client may leave what is sent untaken")
     frame_bytes: int = Field(default=64 * 1024, ge=1024)
     subscriptions: int = Field(default=200, ge=1)
     connections_per_user: int = Field(default=32, ge=1)
     connections: int = Field(default=12_000, ge=1)
+    lookups: int = Field(default=4, ge=1, description="How many sockets the database is read for at once")
+    hello_at_once: int = Field(default=4, ge=1)
+    hello_waiting: int = Field(default=5000, ge=0, description="How many may wait to be let in")
+    hello_wait_s: float = Field(default=15, gt=0)
     frames_per_s: int = Field(default=20, ge=1)
     frames_burst: int = Field(default=60, ge=1)
     poll_s: float = Field(default=1, gt=0)
     lease_s: float = Field(default=10, gt=0)
+    delta_minutes: float = Field(default=15, gt=0, description="How long deltas are kept after the end of their reply")
+    keep_hours: float = Field(default=24, gt=0, description="How long events are kept")
+    keep_events: int = Field(default=10_000, ge=1000, description="How many events a channel keeps at most")
     ticket_s: int = Field(default=30, ge=1)
+    drain_window_s: float = Field(default=20, ge=0, description="How long connections have to move after a SIGTERM")
     drain_s: float = Field(default=60, ge=0, description="How long running replies may go on after a SIGTERM")
 
 
@@ -251,10 +261,6 @@ class Settings(BaseSettings):
     def refusals(self) -> list[str]:
         """Return why these settings must not serve; empty when they may."""
         problems = []
-        if self.role != "all":
-            problems.append("PARLEY_ROLE: this version runs the role `all` only")
-        if self.workers != 1:
-            problems.append("PARLEY_WORKERS: this version runs one process; set it to 1")
         if self.jobs != "inprocess":
             problems.append("PARLEY_JOBS: this version has no Celery yet; leave it out")
         return problems

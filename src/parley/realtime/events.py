@@ -69,7 +69,7 @@ class LoggedEvent:
     @property
     def size(self) -> int:
         """About how many bytes it takes."""
-        return len(self.data) + 120
+        return byte_length(self.data) + 120
 
     def frame(self, channel: Channel) -> str:
         """Return the `ev` frame."""
@@ -80,6 +80,11 @@ class LoggedEvent:
                 f'{{"t":"ev","ch":{name},{since}"seq":{self.seq},"e":"{self.e}","d":{self.data},"ts":{self.ts}}}'
             )
         return self._frame
+
+
+def byte_length(text: str) -> int:
+    """Return how many bytes a text is in UTF-8."""
+    return len(text) if text.isascii() else len(text.encode())
 
 
 def timestamp_ms(at: datetime) -> int:
@@ -104,16 +109,16 @@ def merged(events: Sequence[LoggedEvent]) -> Iterator[LoggedEvent]:
         if first.e != DELTA or index == len(events) or events[index].e != DELTA:
             yield first
             continue
-        texts, last, length, size = [first.d["x"]], first, len(first.d["x"]), len(first.data)
+        texts, last, length, size = [first.d["x"]], first, len(first.d["x"]), byte_length(first.data)
         while index < len(events):
             following = events[index]
-            if following.e != DELTA or size + len(following.data) > MERGED_BYTES:
+            if following.e != DELTA or size + byte_length(following.data) > MERGED_BYTES:
                 break
             if not _continues(first.d, length, following.d):
                 break
             texts.append(following.d["x"])
             length += len(following.d["x"])
-            size += len(following.data)
+            size += byte_length(following.data)
             last = following
             index += 1
         if last is first:

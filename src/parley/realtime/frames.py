@@ -162,8 +162,27 @@ class ReplyCancel(_Frame):
     reply: UUID
 
 
+class ReplyContinue(_Frame):
+    """Go on from where a reply stopped, in a reply of its own; `cid` makes it idempotent."""
+
+    t: Literal["reply.continue"]
+    id: RequestId
+    reply: UUID
+    cid: UUID
+
+
+class ReplyRegenerate(_Frame):
+    """Answer the same question once more, beside the first answer; `cid` makes it idempotent."""
+
+    t: Literal["reply.regenerate"]
+    id: RequestId
+    reply: UUID
+    cid: UUID
+
+
 ClientFrame = Annotated[
-    Hello | Sub | Unsub | Ack | Heartbeat | Renew | ChatSend | ReplyCancel, Field(discriminator="t")
+    Hello | Sub | Unsub | Ack | Heartbeat | Renew | ChatSend | ReplyCancel | ReplyContinue | ReplyRegenerate,
+    Field(discriminator="t"),
 ]
 _client_frame: TypeAdapter[ClientFrame] = TypeAdapter(ClientFrame)
 _request_id: TypeAdapter[RequestId] = TypeAdapter(RequestId)

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import random
 import secrets
 from urllib.parse import urlsplit
 
@@ -14,6 +15,7 @@ from parley.core.http_protocol import ABORT
 from parley.core.logging import log_context
 from parley.core.scope import Credential
 from parley.realtime import frames
+from parley.realtime.admission import Busy, TooManyConnections, TooManyOpen
 from parley.realtime.connection import Connection
 from parley.realtime.flow import Closing
 from parley.realtime.frames import BadFrame, Close
@@ -23,6 +25,7 @@ from parley.tenancy.permissions import Permission
 logger = logging.getLogger(__name__)
 
 _CLOSE_S = 2.0
+_LINGER_S = 15.0
 _LOOPBACK = {"localhost", "127.0.0.1", "[::1]", "::1"}
 
 
@@ -78,36 +81,62 @@ class RealtimeEndpoint:
                 logger.exception("connection failed")
                 closing = Closing(Close.SERVER_ERROR, "internal")
             logger.info("socket closed", extra={"code": closing.code, "reason": closing.reason})
-            if closing.reason != "client":
-                await _close(scope, send, closing)
+            try:
+                if closing.reason != "client":
+                    await _close(scope, send, closing)
+            finally:
+                _cut_off_later(scope)
 
     async def _serve(self, realtime: Realtime, receive: Receive, send: Send, id_: str) -> Closing:
         hello = await self._hello(realtime, receive, send)
         if hello.v != frames.VERSION:
             raise Closing(Close.WRONG_SUBPROTOCOL, "unknown protocol version")
-        credential = await self._credential(realtime, hello, send)
-        if Permission.REALTIME_CONNECT not in credential.scope.permissions:
-            await _say(send, frames.error("forbidden", "The credential may not open a socket."))
-            raise Closing(Close.FORBIDDEN, "forbidden")
-        user = credential.scope.user_id
-        if len(realtime.connections) >= realtime.settings.connections:
-            raise Closing(Close.OVERLOADED, "too many connections")
-        if realtime.per_user.get(user, 0) >= realtime.settings.connections_per_user:
-            await _say(
-                send, frames.error("rate_limited", "Too many connections.", retry="backoff", retry_after_ms=5000)
-            )
-            raise Closing(Close.TOO_MANY, "too many connections")
-        connection = Connection(realtime, credential, receive, send, id=id_)
-        realtime.connections.add(connection)
-        realtime.per_user[user] = realtime.per_user.get(user, 0) + 1
+        await self._refuse_while_draining(realtime, send)
         try:
-            with log_context(user_id=str(user), workspace_id=str(credential.scope.workspace_id)):
-                return await connection.run(hello)
+            turn = await realtime.admission.wait()
+        except Busy as error:
+            await _say_busy(send, error)
+            raise Closing(Close.OVERLOADED, "busy") from None
+        try:
+            await self._refuse_while_draining(realtime, send)
+            credential = await self._credential(realtime, hello, send)
+            if Permission.REALTIME_CONNECT not in credential.scope.permissions:
+                await _say(send, frames.error("forbidden", "The credential may not open a socket."))
+                raise Closing(Close.FORBIDDEN, "forbidden")
+            # Once more: whoever comes in now would be asked by nobody to leave.
+            await self._refuse_while_draining(realtime, send)
+            connection = Connection(realtime, credential, receive, send, id=id_, turn=turn)
+            await self._enter(realtime, connection, send)
+            scope = credential.scope
+            try:
+                with log_context(user_id=str(scope.user_id), workspace_id=str(scope.workspace_id)):
+                    return await connection.run(hello)
+            finally:
+                realtime.leave(connection)
         finally:
-            realtime.connections.discard(connection)
-            realtime.per_user[user] -= 1
-            if not realtime.per_user[user]:
-                del realtime.per_user[user]
+            turn.release()
+
+    async def _enter(self, realtime: Realtime, connection: Connection, send: Send) -> None:
+        try:
+            realtime.enter(connection)
+        except TooManyConnections as error:
+            await _say(
+                send,
+                frames.error(
+                    "rate_limited", error.detail, retry="backoff", retry_after_ms=(error.retry_after_s or 1) * 1000
+                ),
+            )
+            raise Closing(Close.TOO_MANY, "too many connections") from None
+        except TooManyOpen as error:
+            await _say_busy(send, error)
+            raise Closing(Close.OVERLOADED, "too many connections") from None
+
+    async def _refuse_while_draining(self, realtime: Realtime, send: Send) -> None:
+        if realtime.draining:
+            # Another process takes it, or this one's successor.
+            message = "This server is about to stop."
+            await _say(send, frames.error("unavailable", message, retry="backoff", retry_after_ms=_moment_ms()))
+            raise Closing(Close.RESTART, "stopping")
 
     async def _hello(self, realtime: Realtime, receive: Receive, send: Send) -> frames.Hello:
         bad = 0
@@ -163,8 +192,24 @@ async def _too_many(scope: AsgiScope, send: Send, *, retry_after_s: int) -> None
     await send({"type": "websocket.http.response.body", "body": b"Too many connections."})
 
 
+def _cut_off_later(scope: AsgiScope) -> None:
+    # Both ends have said goodbye, or need not. The server waits for its last bytes to be taken, by whoever reads them.
+    if abort := scope.get("extensions", {}).get(ABORT):
+        asyncio.get_running_loop().call_later(_LINGER_S, abort)
+
+
 async def _say(send: Send, text: str) -> None:
     await send({"type": "websocket.send", "text": text})
+
+
+async def _say_busy(send: Send, error: Unavailable) -> None:
+    after = (error.retry_after_s or 0) * 1000 + _moment_ms()
+    await _say(send, frames.error("busy", error.detail, retry="backoff", retry_after_ms=after))
+
+
+def _moment_ms() -> int:
+    # Those who are refused together are not to come back together.
+    return random.randint(500, 3000)
 
 
 async def _close(scope: AsgiScope, send: Send, closing: Closing) -> None:

@@ -87,10 +87,12 @@ async def head_of(unit: UnitOfWork, channel: Channel) -> Head:
     return Head(row["seq"], row["floor"], row["epoch"])
 
 
-async def read_range(unit: UnitOfWork, channel: Channel, *, after: int, limit: int) -> list[LoggedEvent]:
+async def read_range(
+    unit: UnitOfWork, channel: Channel, *, after: int, limit: int, max_bytes: int = _PAGE_BYTES
+) -> list[LoggedEvent]:
     """Return the events after a position, oldest first."""
     connection = await unit.driver()
-    rows = await connection.fetch(_READ, *channel.address, after, limit, _PAGE_BYTES)
+    rows = await connection.fetch(_READ, *channel.address, after, limit, max_bytes)
     return [LoggedEvent(row["seq"], row["e"], row["d"], timestamp_ms(row["at"])) for row in rows]
 
 
@@ -107,10 +109,12 @@ class LogReader:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def read(self, scope: Scope, channel: Channel, *, after: int, limit: int) -> list[LoggedEvent]:
-        """Return the events after a position, oldest first."""
+    async def read(
+        self, scope: Scope, channel: Channel, *, after: int, limit: int, max_bytes: int = _PAGE_BYTES
+    ) -> list[LoggedEvent]:
+        """Return the events after a position, oldest first: a page bounded in number and in bytes."""
         async with self._database.unit_of_work(scope) as unit:
-            return await read_range(unit, channel, after=after, limit=limit)
+            return await read_range(unit, channel, after=after, limit=limit, max_bytes=max_bytes)
 
     async def size(self, scope: Scope, channel: Channel, *, after: int) -> int:
         """Return how many bytes of data the events after a position hold."""

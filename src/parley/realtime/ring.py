@@ -29,6 +29,8 @@ class Ring:
         self.ready = asyncio.Event()
         self.base = 0
         self.head = 0
+        self.taken = 0
+        """How many bytes of events it ever took: what two positions in time lie apart."""
         self.epoch = ""
         self.idle_since = 0.0
         self._max_events = max_events
@@ -65,6 +67,7 @@ class Ring:
             self.head = event.seq
             self._events.append(event)
             self._bytes += event.size
+            self.taken += event.size
         for seq in [seq for seq in self._early if seq <= self.head]:
             del self._early[seq]
         while self._events and (len(self._events) > self._max_events or self._bytes > self._max_bytes):

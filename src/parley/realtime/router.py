@@ -13,14 +13,14 @@ from starlette.types import Scope as AsgiScope
 
 from parley.core import clock
 from parley.core.envelope import Envelope, ErrorEnvelope, respond
-from parley.core.errors import Invalid
+from parley.core.errors import Invalid, Unavailable
 from parley.core.http_protocol import ABORT
 from parley.core.scope import Credential, CurrentScope
 from parley.realtime.channels import ChannelNotFound, Snapshot
 from parley.realtime.cursor import Cursor
 from parley.realtime.dependencies import RealtimeDep
 from parley.realtime.events import LoggedEvent
-from parley.realtime.frames import Since, encode
+from parley.realtime.frames import Close, Since, encode
 from parley.realtime.handshake import RealtimeEndpoint
 from parley.tenancy.permissions import Permission, needs
 
@@ -92,24 +92,38 @@ class EventStream:
         self._moved = asyncio.Event()
         self.scope = scope
         self.revoked = False
+        self._ending = "expired"
         self.cursor = realtime.cursor(scope, self._moved.set)
         self.epoch = ""
 
     async def open(self, channel: str, since: Since | None) -> Snapshot | None:
-        """Subscribe; raises `ChannelNotFound` before anything was sent."""
-        head, _, snapshot = await self.cursor.open(channel, since)
+        """Subscribe; raises `ChannelNotFound` before anything was sent.
+
+        Counts as one of the user's connections; raises `RateLimited` when there are as many as may be.
+        """
+        self._realtime.enter_stream(self)
+        try:
+            head, _, snapshot = await self.cursor.open(channel, since)
+        except BaseException:
+            self._realtime.leave_stream(self)
+            raise
+        # A response that is never sent does not even begin to follow, and would count for ever.
+        task = asyncio.current_task()
+        assert task is not None
+        task.add_done_callback(lambda _: self.close())
         self.epoch = head.epoch
-        self._realtime.streams.add(self)
         return snapshot
 
-    def end(self, code: int, reason: str) -> None:  # noqa: ARG002 - a stream has no close code
-        """End with what it was opened by."""
+    def end(self, code: int, reason: str) -> None:  # noqa: ARG002 - a stream says it in an event
+        """End with what it was opened by, or with the process."""
         self.revoked = True
+        if code in {Close.RESTART, Close.RETRY}:
+            self._ending = "unavailable"
         self._moved.set()
 
     def close(self) -> None:
         """Unsubscribe."""
-        self._realtime.streams.discard(self)
+        self._realtime.leave_stream(self)
         self.cursor.close()
 
     async def wait(self, timeout_s: float) -> bool:
@@ -122,6 +136,19 @@ class EventStream:
         self._moved.clear()
         return True
 
+    def farewell(self) -> str:
+        """Return the event that says why the stream ends, and that its reader may come back."""
+        code = "not_found" if self.cursor.lost else self._ending
+        return sse("unsubbed", encode(t="unsubbed", ch=self.cursor.channel.name, code=code, retry="now"))
+
+    async def read(self) -> list[LoggedEvent]:
+        """Return the next events; none, and the stream is to end, while the database is away."""
+        try:
+            return await self.cursor.read()
+        except Unavailable:
+            self.revoked, self._ending = True, "unavailable"
+            return []
+
     async def follow(self, snapshot: Snapshot | None, *, until: float) -> AsyncIterator[str]:
         """Yield the channel as server-sent events until the time comes (seconds since 1970) or the channel ends."""
         try:
@@ -130,16 +157,14 @@ class EventStream:
                 for part in sse_snapshot(snapshot, self.cursor):
                     yield part
             while (left := until - clock.timestamp()) > 0 and not self.revoked:
-                while self.cursor.is_behind and not self.cursor.lost:
-                    events = await self.cursor.read()
+                while self.cursor.is_behind and not self.cursor.lost and not self.revoked:
+                    events = await self.read()
                     yield "".join(sse_event(event, self.cursor, self.epoch) for event in events)
-                if self.cursor.lost:
-                    data = encode(t="unsubbed", ch=self.cursor.channel.name, code="not_found", retry="now")
-                    yield sse("unsubbed", data)
-                    return
+                if self.cursor.lost or self.revoked:
+                    break
                 if not await self.wait(min(_COMMENT_S, left)):
                     yield ": still here\n\n"
-            yield sse("unsubbed", encode(t="unsubbed", ch=self.cursor.channel.name, code="expired", retry="now"))
+            yield self.farewell()
         finally:
             self.close()
 

@@ -13,7 +13,10 @@ import orjson
 from benchmarks.figures import Measurement, as_json, table
 from benchmarks.processes import raise_file_limit
 
-NAMES = ("first-token", "relay", "task-read", "authentication", "sign-in", "send", "resume", "idle", "start")
+NAMES = (
+    "first-token", "relay", "task-read", "authentication", "sign-in", "send", "resume", "idle", "start",
+    "capacity", "take-over", "slow-client", "storm", "deploy",
+)  # fmt: skip
 
 
 def _about() -> dict[str, str]:

@@ -7,11 +7,12 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
+_FILES = 65_536
 _TICKS = os.sysconf("SC_CLK_TCK")
 _NOT_HANDED_ON = ("PARLEY_", "OPENAI_", "ANTHROPIC_", "LOCAL_LLM_", "PG")
 
@@ -69,7 +70,11 @@ def ask(name: str, specification: Mapping[str, Any], *, timeout_s: float) -> dic
 def raise_file_limit() -> int:
     """Allow as many open files as this user may have, here and in the processes that are started; return the number."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    # Whoever may allow more than that does: each connection is a file of the client, of the server, and of a balancer.
+    for limit in (max(hard, _FILES), hard):
+        with suppress(ValueError, PermissionError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+            return limit
     return hard
 
 

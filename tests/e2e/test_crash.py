@@ -102,7 +102,8 @@ async def test_postgres_killed_under_the_server_comes_back(tmp_path: Path) -> No
             text = ""
             while "event: reply.completed" not in text:
                 assert time.monotonic() < deadline + 15, text
-                text = (await http.post(path, json={"text": "hello"}, headers=headers, timeout=20)).text
+                answer = await http.post(path, json={"text": "hello"}, headers=headers, timeout=20)
+                text = documented().streamed(answer.text)
                 assert "event: reply.completed" in text or "event: unsubbed" in text
             assert len((await http.get(path)).json()["data"]) == 2
 

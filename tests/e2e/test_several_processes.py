@@ -159,6 +159,28 @@ async def test_workers_are_replaced_one_by_one_and_nothing_is_refused(tmp_path: 
         assert server.terminate() == 0
 
 
+async def test_workers_do_not_outlive_their_parent(tmp_path: Path) -> None:
+    """They would hold the port, and go on without the database that the parent owns."""
+    with server_process(tmp_path / "data", PARLEY_WORKERS="2") as server:
+        workers = workers_of(server)
+        assert len(workers) == 2
+        server.kill()
+        deadline = time.monotonic() + 10
+        while any(is_alive(pid) for pid in workers):
+            assert time.monotonic() < deadline, "they are still there"
+            await asyncio.sleep(0.02)
+    with server_process(tmp_path / "data", PARLEY_WORKERS="2") as again:
+        await sign_up(again)
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process runs; one that has ended and was not reaped does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
 @contextmanager
 def on_one_database(urls: DatabaseUrls, base: Path, **roles: str) -> Iterator[dict[str, ServerProcess]]:
     environment = {

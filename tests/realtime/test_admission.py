@@ -97,6 +97,25 @@ async def test_who_is_refused_and_who_leaves_give_their_turn_back(serve_with: Se
         assert server.realtime.admission._turns._value == 1
 
 
+async def test_who_has_gone_while_waiting_is_not_looked_at(serve_with: Serve) -> None:
+    """After a storm the line would be full of them, and those who came again would wait behind their former selves."""
+    async with serve_with(realtime={"hello_at_once": 1}) as server, server.sign_up() as account:
+        verifying = slow(server)
+        async with AsyncExitStack() as stack:
+            first = await hello(stack, server, account)
+            await poll(lambda: verifying.asked == 1)
+            gone = [await hello(stack, server, account) for _ in range(10)]
+            await poll(lambda: server.realtime.admission.waiting == 10)
+            for peer in gone:
+                peer.socket.transport.abort()
+            last = await hello(stack, server, account)
+            await poll(lambda: server.realtime.admission.waiting == 11)
+            verifying.open.set()
+            assert (await first.read())["t"] == "welcome"
+            assert (await last.read())["t"] == "welcome"
+        assert verifying.asked == 2
+
+
 async def test_a_newcomer_who_does_not_read_holds_up_nobody(serve_with: Serve) -> None:
     async with serve_with(realtime={"hello_at_once": 1}) as server, server.sign_up() as account:
         channels = [await conversation_of(account) for _ in range(4)]

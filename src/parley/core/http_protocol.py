@@ -14,6 +14,8 @@ from parley.core.envelope import respond_error
 HEADER_BYTES = 64 * 1024
 ABORT = "parley.abort"
 """In the scope's extensions: cuts the connection off, where a close would wait for a peer that does not read."""
+IS_GONE = "parley.is_gone"
+"""In the scope's extensions: whether the connection has ended, which is known before it can be received."""
 
 
 class RequestProtocol(HttpToolsProtocol):

@@ -151,7 +151,8 @@ class RealtimeSettings(_Group):
     lookups: int = Field(default=4, ge=1, description="How many sockets the database is read for at once")
     hello_at_once: int = Field(default=4, ge=1)
     hello_waiting: int = Field(default=5000, ge=0, description="How many may wait to be let in")
-    hello_wait_s: float = Field(default=15, gt=0)
+    # Less than the ten seconds that clients wait for a welcome: one that has given up has come again.
+    hello_wait_s: float = Field(default=8, gt=0)
     frames_per_s: int = Field(default=20, ge=1)
     frames_burst: int = Field(default=60, ge=1)
     poll_s: float = Field(default=1, gt=0)

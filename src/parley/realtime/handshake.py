@@ -4,6 +4,7 @@ import asyncio
 import logging
 import random
 import secrets
+from collections.abc import Callable
 from urllib.parse import urlsplit
 
 from starlette.types import Message, Receive, Send
@@ -11,7 +12,7 @@ from starlette.types import Scope as AsgiScope
 
 from parley.core.api_limits import ApiLimits
 from parley.core.errors import AppError, RateLimited, Unauthenticated, Unavailable
-from parley.core.http_protocol import ABORT
+from parley.core.http_protocol import ABORT, IS_GONE
 from parley.core.logging import log_context
 from parley.core.scope import Credential
 from parley.realtime import frames
@@ -69,7 +70,7 @@ class RealtimeEndpoint:
         id_ = f"c_{secrets.token_hex(8)}"
         with log_context(connection_id=id_):
             try:
-                closing = await self._serve(realtime, receive, send, id_)
+                closing = await self._serve(realtime, receive, send, id_, is_gone=_is_gone(scope))
             except Closing as refused:
                 closing = refused
             except asyncio.CancelledError:
@@ -87,7 +88,9 @@ class RealtimeEndpoint:
             finally:
                 _cut_off_later(scope)
 
-    async def _serve(self, realtime: Realtime, receive: Receive, send: Send, id_: str) -> Closing:
+    async def _serve(
+        self, realtime: Realtime, receive: Receive, send: Send, id_: str, *, is_gone: Callable[[], bool]
+    ) -> Closing:
         hello = await self._hello(realtime, receive, send)
         if hello.v != frames.VERSION:
             raise Closing(Close.WRONG_SUBPROTOCOL, "unknown protocol version")
@@ -98,6 +101,9 @@ class RealtimeEndpoint:
             await _say_busy(send, error)
             raise Closing(Close.OVERLOADED, "busy") from None
         try:
+            if is_gone():
+                # It has given up waiting and stands further back in the line by now, with another connection.
+                return Closing(Close.NORMAL, "client")
             await self._refuse_while_draining(realtime, send)
             credential = await self._credential(realtime, hello, send)
             if Permission.REALTIME_CONNECT not in credential.scope.permissions:
@@ -170,6 +176,11 @@ class RealtimeEndpoint:
             raise Closing(Close.OVERLOADED, "unavailable") from None
         except AppError as error:
             raise Closing(Close.RETRY, error.code) from None
+
+
+def _is_gone(scope: AsgiScope) -> Callable[[], bool]:
+    found: Callable[[], bool] = scope.get("extensions", {}).get(IS_GONE, lambda: False)
+    return found
 
 
 def _text(message: Message) -> str:

@@ -13,7 +13,7 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 from websockets.frames import Frame
 from websockets.http11 import Request
 
-from parley.core.http_protocol import ABORT
+from parley.core.http_protocol import ABORT, IS_GONE
 from parley.realtime.flow import Bucket
 from parley.realtime.frames import Close
 
@@ -26,7 +26,7 @@ _SIGNALS_BURST = 100.0
 
 
 class SocketProtocol(WebSocketsSansIOProtocol):
-    """Offers `abort` in the scope's extensions, and logs neither addresses, which may hold a query, nor frames."""
+    """Offers `abort` and `is_gone` in the scope's extensions; logs neither addresses, which may hold a query, nor frames."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -43,7 +43,9 @@ class SocketProtocol(WebSocketsSansIOProtocol):
         super().handle_connect(event)
         # The application's task was made and has not begun to run.
         if scope := getattr(self, "scope", None):
-            scope.setdefault("extensions", {})[ABORT] = self.transport.abort
+            offered = scope.setdefault("extensions", {})
+            offered[ABORT] = self.transport.abort
+            offered[IS_GONE] = self.transport.is_closing
 
     def handle_events(self) -> None:
         """Take what has arrived."""

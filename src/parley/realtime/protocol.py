@@ -26,7 +26,7 @@ _SIGNALS_BURST = 100.0
 
 
 class SocketProtocol(WebSocketsSansIOProtocol):
-    """Offers `abort` and `is_gone` in the scope's extensions; logs neither addresses, which may hold a query, nor frames."""
+    """Offers `abort` and `is_gone` in the extensions; logs neither addresses, which may hold a query, nor frames."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)

@@ -2,6 +2,7 @@
 
 import asyncio
 
+import asyncpg
 from alembic import context
 from sqlalchemy import Connection, pool, text
 from sqlalchemy.ext.asyncio import create_async_engine
@@ -33,8 +34,14 @@ def _run(connection: Connection, *, become: bool) -> None:
 
 async def _main() -> None:
     urls = _urls()
-    url = "postgresql+asyncpg" + asyncpg_dsn(urls.owner).removeprefix("postgresql")
-    engine = create_async_engine(url, poolclass=pool.NullPool)
+
+    async def connect(*_: object, **__: object) -> asyncpg.Connection:
+        # The driver reads the address itself: it knows parameters that would be unknown arguments otherwise.
+        return await asyncpg.connect(asyncpg_dsn(urls.owner))
+
+    engine = create_async_engine(
+        "postgresql+asyncpg://", poolclass=pool.NullPool, connect_args={"async_creator_fn": connect}
+    )
     async with engine.connect() as connection:
         await connection.run_sync(lambda sync: _run(sync, become=urls.become))
         await connection.commit()

@@ -395,3 +395,36 @@ async def test_a_lease_is_renewed_while_the_model_has_said_nothing(
         await until(renewed)
         assert (await admin.fetchval("SELECT owner FROM replies WHERE id = $1", reply)) == app.state.chat.writer.owner
         await alice.http.post(f"/api/v1/replies/{reply}/cancel")
+
+
+async def test_a_tick_that_fails_in_a_way_nobody_knows_loses_no_text(
+    talk: Talk, app: FastAPI, provider: FakeProvider, admin: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was taken for the tick comes with the next one. The driver has errors that are of none of its kinds."""
+    writer = app.state.chat.writer
+    write, failures = writer._write, [RuntimeError("odd"), asyncpg.InternalClientError("odd"), KeyError("odd")]
+
+    async def fail_now_and_then(batch: Any) -> Any:
+        if failures and any(batch.events):
+            raise failures.pop()
+        return await write(batch)
+
+    monkeypatch.setattr(writer, "_write", fail_now_and_then)
+    _, reply = await talk.send("deltas=300 rate=150 seed=6")
+    ended = await talk.ended(reply)
+    assert failures == []
+    whole = "".join(script(6, 300, 4))
+    assert (ended["status"], visible_text(ended)) == ("completed", whole)
+    assert_offsets(await log_of(admin, reply), whole)
+
+
+async def test_a_reply_that_its_own_process_has_given_up_is_found_by_its_lease(
+    talk: Talk, app: FastAPI, provider: FakeProvider, admin: asyncpg.Connection
+) -> None:
+    _, reply = await talk.send("deltas=5 rate=0 ttft=2 seed=4")
+    await until_asked(provider, 1)
+    app.state.chat.writer.find(reply).signal(lost=True)
+    await admin.execute("UPDATE replies SET lease_until = now() - interval '1 second' WHERE id = $1", reply)
+    ended = await talk.ended(reply)
+    assert (ended["status"], visible_text(ended)) == ("completed", "".join(script(4, 5, 4)))
+    assert await attempt(admin, reply) == 2

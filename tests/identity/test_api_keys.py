@@ -615,7 +615,7 @@ async def test_a_reply_that_another_process_begins_has_the_rights_that_it_was_as
     role: str | None,
     granted: set[str],
 ) -> None:
-    await app.state.chat.sweep.close()
+    await app.state.chat.take_over.close()
     reply_id = await open_reply(admin, alice, options)
     if role is None:
         await admin.execute("DELETE FROM memberships")

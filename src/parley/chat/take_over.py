@@ -25,6 +25,8 @@ EVERY_S = 0.5
 
 # After the database was away everybody's lock is gone until they have connected again.
 _GRACE_S = 3.0
+# A process that has lost the connection with its lock, and only that, has another one within a few milliseconds.
+_BACK_S = 0.1
 # Of processes that hear of the same work, the least busy is the first to reach for it.
 _PER_RUN_S = 0.0001
 _AT_ONCE = 16
@@ -76,9 +78,19 @@ class TakeOver:
             self._failed = False
             self._patient_until = time.monotonic() + _GRACE_S
         due = self._due(found)
+        if any(not orphan.released and orphan.status == "streaming" for orphan in due):
+            due = await self._look_once_more(due)
         for start in range(0, len(due), _AT_ONCE):
             await asyncio.gather(*(self._see_to(orphan) for orphan in due[start : start + _AT_ONCE]))
         return len(due)
+
+    async def _look_once_more(self, due: list[Orphan]) -> list[Orphan]:
+        """Leave out those whose process is back a moment later: it had lost its connection and nothing else."""
+        await asyncio.sleep(_BACK_S)
+        async with self._database.system_unit_of_work() as unit:
+            still = await runs.orphans(unit, owner=self._writer.owner)
+        seen = {(orphan.reply_id, orphan.fence) for orphan in still}
+        return [orphan for orphan in due if (orphan.reply_id, orphan.fence) in seen]
 
     def _due(self, found: Sequence[Orphan]) -> list[Orphan]:
         """Leave out what may be a moment's appearance: a lease that its owner is about to renew, a lock to come."""

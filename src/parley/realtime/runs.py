@@ -50,12 +50,12 @@ _OPEN = """
     FROM replies r
     LEFT JOIN memberships m ON m.workspace_id = r.workspace_id AND m.user_id = r.user_id
 """
-# A running one that is not ours, whose process is gone or has not renewed its lease; and one that waits where nothing
-# runs, whoever was to begin it.
+# A running one whose process is gone or has not renewed its lease, this process included: it may have given the run up
+# without being able to say so. And one that waits where nothing runs, whoever was to begin it.
 _ORPHANS = f"""
     {_OPEN}
-    WHERE (r.status = 'streaming' AND r.owner IS DISTINCT FROM $1
-           AND (r.owner IS NULL OR r.owner <> ALL($2::bigint[]) OR r.lease_until < now()))
+    WHERE (r.status = 'streaming'
+           AND (r.owner IS NULL OR r.lease_until < now() OR (r.owner <> $1 AND r.owner <> ALL($2::bigint[]))))
        OR (r.status = 'queued' AND NOT EXISTS (
                SELECT FROM replies s
                WHERE s.workspace_id = r.workspace_id AND s.channel = r.channel AND s.status = 'streaming'))
@@ -162,6 +162,13 @@ class Run:
         cursor = self.cursor
         self.buffer, self._last_delta, self.buffered, self.cursor = [], None, 0, None
         return taken, cursor
+
+    def give_back(self, events: Sequence[tuple[str, str]], cursor: str | None) -> None:
+        """Take back what was taken and not written: it comes before what was emitted since."""
+        self.buffer[:0] = events
+        self.buffered += sum(len(d) for _, d in events)
+        if self.cursor is None:
+            self.cursor = cursor
 
 
 @dataclass(frozen=True, slots=True)

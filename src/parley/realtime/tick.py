@@ -28,6 +28,9 @@ _TICK = """
 """
 _RECOUNT = "SELECT id, appended, fence, owner, status FROM replies WHERE id = ANY($1::uuid[])"
 
+# The driver has an error of its own kind for a connection that ends at a bad moment.
+_NOT_WRITTEN = (OSError, TimeoutError, asyncpg.InterfaceError, asyncpg.InternalClientError, asyncpg.PostgresError)
+
 # A reply that has this much unwritten text waits for the database before it reads on from its provider.
 _BUFFERED_CHARACTERS = 256 * 1024
 
@@ -252,6 +255,10 @@ class TickWriter:
             self._in_flight = frozenset(run.reply_id for run in runs)
             try:
                 rows = await self._write(batch)
+            except BaseException:
+                # Whatever it is, no text is lost by it: the next tick has it, or the end of its reply.
+                self._take_back(batch)
+                raise
             finally:
                 self._in_flight = frozenset()
             for run, events in batch.settle(rows):
@@ -259,6 +266,12 @@ class TickWriter:
             for run in runs:
                 if changed := self._changed.get(run.reply_id):
                     changed.set()
+
+    def _take_back(self, batch: _Batch) -> None:
+        for run, events, cursor in zip(batch.runs, batch.events, batch.cursors, strict=True):
+            run.give_back(events, cursor)
+            if self._runs.get(run.reply_id) is run and not run.finishing:
+                self._dirty[run.reply_id] = run
 
     async def _write(self, batch: _Batch) -> list[asyncpg.Record]:
         delay = 0.05
@@ -270,7 +283,7 @@ class TickWriter:
                     await self._recount(connection, batch)
                 arguments = batch.arguments(self.owner, self._lease, None)
                 return list(await connection.fetch(_TICK, *arguments, timeout=10))
-            except (OSError, TimeoutError, asyncpg.InterfaceError, asyncpg.PostgresError) as error:
+            except _NOT_WRITTEN as error:
                 logger.warning("tick not written, trying again", extra={"cause": type(error).__name__})
                 retried = True
                 if self._connection is not None and not isinstance(error, asyncpg.PostgresError):

@@ -272,6 +272,7 @@ class TickWriter:
             run.give_back(events, cursor)
             if self._runs.get(run.reply_id) is run and not run.finishing:
                 self._dirty[run.reply_id] = run
+                self._wake.set()
 
     async def _write(self, batch: _Batch) -> list[asyncpg.Record]:
         delay = 0.05

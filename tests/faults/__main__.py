@@ -1,11 +1,12 @@
 """The long fault run: `python -m tests.faults --kills-gen 500 --kills-web 500 --drops 1000 --seed 7`.
 
-Half of it is run with a Valkey between the processes and half without. Prints what was done, what was found and how
+Half of it is run with a Valkey between the processes, which is killed and comes back empty meanwhile, and half without. Prints what was done, what was found and how
 long take-overs and reconnects took. Exit code 1 when anything was lost, doubled, reordered or left open.
 """
 
 import argparse
 import asyncio
+import random
 import sys
 import tempfile
 import time
@@ -17,7 +18,7 @@ from pathlib import Path
 from tests.faults.cluster import Zygote, cluster, zygote
 from tests.faults.postgres import FaultyPostgres, faulty_postgres
 from tests.faults.soak import Outcome, Soak, Wanted
-from tests.valkey import run_valkey
+from tests.valkey import Valkey, run_valkey
 
 _KINDS = ("lost_or_doubled", "reordered", "left_open", "uncommitted", "snapshots_wrong", "disagree", "invalid_frames")
 
@@ -28,9 +29,28 @@ def _percentile(values: Sequence[float], share: float) -> str:
     return f"{sorted(values)[min(len(values) - 1, int(len(values) * share))] * 1000:.0f} ms"
 
 
+class _Store:
+    """A Valkey that is killed and comes back empty, again and again."""
+
+    def __init__(self, valkey: Valkey, seed: int) -> None:
+        self._valkey = valkey
+        self._choose = random.Random(seed)
+        self.kills = 0
+
+    async def come_and_go(self) -> None:
+        while True:
+            await asyncio.sleep(self._choose.uniform(2, 8))
+            await asyncio.to_thread(self._valkey.kill)
+            self.kills += 1
+            await asyncio.sleep(self._choose.uniform(0, 4))
+            await asyncio.to_thread(self._valkey.start)
+
+
 async def _run(
-    parent: Zygote, postgres: FaultyPostgres, directory: Path, wanted: Wanted, redis_url: str | None
-) -> Outcome:
+    parent: Zygote, postgres: FaultyPostgres, directory: Path, wanted: Wanted, valkey: Valkey | None
+) -> tuple[Outcome, int]:
+    redis_url = valkey.url if valkey else None
+    store = _Store(valkey, wanted.seed) if valkey else None
     urls = await postgres.create()
     # Sockets and generation in one process and in two: what is told within a process and what is told between them.
     roles = ("all", "all", "web", "gen")
@@ -42,9 +62,13 @@ async def _run(
             made.fork(made.add(f"{role}{number}", role=role))
         for member in made.members.values():
             await made.ready(member)
+        coming = asyncio.create_task(store.come_and_go()) if store else None
         outcome = await Soak(made, wanted).run()
+        if coming:
+            coming.cancel()
+            await asyncio.wait({coming})
     await postgres.drop(urls)
-    return outcome
+    return outcome, store.kills if store else 0
 
 
 def _report(title: str, outcome: Outcome) -> None:
@@ -103,9 +127,10 @@ def main() -> int:
             )  # fmt: skip
             name = "with Valkey" if mode else "without Valkey"
             with ExitStack() as around:
-                url = around.enter_context(run_valkey(directory)).url if mode else None
-                outcome = asyncio.run(_run(parent, postgres, directory / name.replace(" ", "-"), wanted, url))
-            _report(name, outcome)
+                valkey = around.enter_context(run_valkey(directory)) if mode else None
+                place = directory / name.replace(" ", "-")
+                outcome, stores = asyncio.run(_run(parent, postgres, place, wanted, valkey))
+            _report(f"{name}, killed and restarted {stores} times" if mode else name, outcome)
             sys.stdout.flush()
             bad += len(outcome.problems)
     print(f"\n{'nothing lost, doubled, reordered or left open' if not bad else f'{bad} findings'}; seed {given.seed}")

@@ -214,8 +214,8 @@ WRONG: list[tuple[str, object, str, object]] = [
 def test_the_machine_finds(where: object, name: str, wrong: object, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(where, name, wrong)
     quick = settings(
-        max_examples=200, stateful_step_count=25, deadline=None, database=None, phases=[Phase.generate],
-        print_blob=False, report_multiple_bugs=False, derandomize=True, suppress_health_check=list(HealthCheck),
+        max_examples=4000, stateful_step_count=40, deadline=None, database=None, phases=[Phase.generate],
+        print_blob=False, report_multiple_bugs=False, derandomize=False, suppress_health_check=list(HealthCheck),
     )  # fmt: skip
     # Whatever it meets first: a wrong state, or code that trips over one.
     with pytest.raises(Exception, match=r"."):

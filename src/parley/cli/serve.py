@@ -36,6 +36,7 @@ _WATCH_S = 0.5
 _COLLECT = (10_000, 20, 20)
 # How long one connection has to move; and all of them when a person at a keyboard waits.
 _LEAVE_S = 5.0
+_LAST_ACCEPTED_S = 0.5
 _HURRY_S = 1.0
 
 
@@ -182,6 +183,11 @@ class _Server(uvicorn.Server):
         """Let clients move to another process and replies end, both at once; then stop."""
         state, realtime = self._app.state, self._settings.realtime
         state.draining = True
+        if self._settings.workers > 1:
+            # The port is the parent's and the others': whoever comes now is theirs, and nobody is cut off at the end.
+            for server in self.servers:
+                server.close()
+            await asyncio.sleep(_LAST_ACCEPTED_S)
         logger.info("leaving", extra={"sockets": len(state.realtime.connections), "replies": state.chat.running})
         try:
             window_s = min(realtime.drain_window_s, _HURRY_S) if in_a_hurry else realtime.drain_window_s

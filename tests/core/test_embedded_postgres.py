@@ -444,6 +444,10 @@ def test_initdb_cut_short_leaves_nothing_half_made(make: Make, parent: Parent, r
     (root / "data.new-left/PG_VERSION").write_text("18\n")
     with make(durable=True) as postgres:
         assert query(postgres.url(), "SELECT 1") == 1
+    # The orphaned initdb may have written on while the first start was removing its files.
+    orphans = f"{root}/data.new-"
+    wait_for(lambda: not [one for one in processes.running() if orphans in " ".join(one.arguments)], "initdb ends", 60)
+    (root / "data.new-late").mkdir()
     with make(durable=True):
         assert not list(root.glob("data.new-*"))
 

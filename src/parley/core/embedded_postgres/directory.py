@@ -120,6 +120,9 @@ def prepare_socket_dir(socket_dir: Path, identity: Identity) -> None:
 def ensure_cluster(here: Place, identity: Identity, bin_dir: Path, *, durable: bool) -> None:
     """Run initdb if there is no database yet, and check the one that is there."""
     data = here.data
+    # Of an initdb that was killed. One that is orphaned may write on while this removes; the next start has the rest.
+    for leftover in data.parent.glob("data.new-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
     if here.has_cluster():
         _check(data, identity)
         return
@@ -127,8 +130,6 @@ def ensure_cluster(here: Place, identity: Identity, bin_dir: Path, *, durable: b
         raise UnusableDataDirectory(f"{data} is neither empty nor a PostgreSQL data directory. Move it away.")
     # Filled under another name: a kill in the middle leaves nothing that looks like a database.
     # The name differs each time, since an orphaned initdb may still be tidying up after itself.
-    for leftover in data.parent.glob("data.new-*"):
-        shutil.rmtree(leftover, ignore_errors=True)
     fresh = Path(tempfile.mkdtemp(prefix="data.new-", dir=data.parent))
     identity.hand_over(fresh)
     _initdb(fresh, identity, bin_dir, durable=durable)

@@ -14,8 +14,9 @@ from benchmarks.figures import Measurement, as_json, table
 from benchmarks.processes import raise_file_limit
 
 NAMES = (
-    "first-token", "relay", "task-read", "authentication", "sign-in", "send", "resume", "idle", "start",
+    "first-token", "relay", "dialect", "task-read", "authentication", "sign-in", "send", "resume", "idle", "start",
     "capacity", "take-over", "slow-client", "storm", "deploy",
+    "long-conversation",
 )  # fmt: skip
 
 

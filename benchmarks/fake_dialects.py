@@ -77,7 +77,7 @@ def _text(content: object) -> str:
     if isinstance(content, str):
         return content
     if isinstance(content, list):
-        return " ".join(block["text"] for block in content if block.get("type") == "text")
+        return " ".join(block["text"] for block in content if block.get("type") in {"text", "input_text"})
     return ""
 
 
@@ -142,6 +142,10 @@ def _openai_text(json_text: bytes) -> bytes:
     return _openai_event(b'{"content":' + json_text + b"}")
 
 
+def _openai_refused(json_text: bytes) -> bytes:
+    return _openai_event(b'{"refusal":' + json_text + b"}")
+
+
 def _openai_frames(body: dict[str, Any], plan: Plan) -> Frames:
     thoughts = [
         _openai_event(b'{"reasoning_content":' + orjson.dumps(thought) + b"}") for thought in reasoning_pieces(plan)
@@ -160,7 +164,7 @@ def _openai_frames(body: dict[str, Any], plan: Plan) -> Frames:
         "completion_tokens": len(plan.pieces()),
         "prompt_tokens_details": {"cached_tokens": 1},
     }
-    reason = "tool_calls" if plan.tools else "stop"
+    reason = {"length": "length", "filter": "content_filter"}.get(plan.end) or ("tool_calls" if plan.tools else "stop")
     ending = _openai_event(b"{}", orjson.dumps(reason))
     ending += b"data: " + orjson.dumps({"id": "chatcmpl-1", "choices": [], "usage": usage}) + b"\n\n"
     if plan.fail != "no_done":
@@ -173,7 +177,7 @@ def _openai_frames(body: dict[str, Any], plan: Plan) -> Frames:
         ]
     return Frames(
         opening=_openai_event(b'{"role":"assistant","content":""}'),
-        deltas=[*thoughts, *text_deltas(plan, _openai_text), *calls],
+        deltas=[*thoughts, *text_deltas(plan, _openai_refused if plan.end == "refusal" else _openai_text), *calls],
         ending=ending,
         whole={
             "id": "chatcmpl-1",
@@ -238,6 +242,7 @@ def _anthropic_frames(body: dict[str, Any], plan: Plan) -> Frames:
         texts[-1] += _anthropic_stop(1)
     words = count_words(body)
     reason = "tool_use" if plan.tools else "end_turn"
+    reason = {"length": "max_tokens", "filter": "refusal", "refusal": "refusal"}.get(plan.end, reason)
     # Cached tokens stand beside the others here, not among them.
     usage = {"input_tokens": words - 1, "cache_read_input_tokens": 1, "output_tokens": 1}
     start = {"id": "msg_1", "type": "message", "role": "assistant", "model": "fake", "content": [], "usage": usage}

@@ -51,10 +51,14 @@ class Plan:
     retry_after: str = ""  # the header of a refusal
     fail: str = ""
     """A status such as 429, 400ctx, 400filter; `garbage`, `nothing`, `slow_headers`, `huge_line`, `no_done`, `html`;
+    `endless_line` (a gigabyte, if it is taken); `drip`, twenty deltas in a second;
     with a number of deltas `die_at:N`, `end_at:N`, `stall_at:N`, `error_event_at:N`; or two odd encodings of a good
     answer, `split_utf8` (cut inside characters) and `surrogates` (pairs cut between two deltas)."""
-    fail_first: int = 0  # fail only so many calls with this very text; 0 is all of them
+    spare_first: int = 0  # do not fail so many calls with this very text
+    fail_first: int = 0  # then fail only so many of them; 0 is all
     tools: list[tuple[str, str]] = field(default_factory=list)  # name and raw arguments
+    say: str = ""  # the text itself, instead of the script; in a plan it is one word
+    end: str = ""  # why it ends: `length`, `filter`, or `refusal`, whose text comes as one
     given: str = ""  # the beginning of the answer, if the caller gave it and it is that
     echo: int = 0  # 1: say the given beginning again, as Mistral does: white space at its end comes with what follows
 
@@ -82,6 +86,17 @@ class Plan:
                 setattr(plan, key, type(before)(value))
         return plan
 
+    def spare(self, number: int) -> None:
+        """Leave the fault out of a call that it is not meant for: the so-manieth with this text, from 1."""
+        number -= self.spare_first
+        if number <= 0 or 0 < self.fail_first < number:
+            self.fail = ""
+
+    @property
+    def pace(self) -> float:
+        """Deltas per second."""
+        return 20 if self.fail == "drip" else self.rate
+
     @property
     def fault(self) -> tuple[str, int]:
         """The name of the fault and the delta at which it comes."""
@@ -91,6 +106,8 @@ class Plan:
     def pieces(self) -> tuple[str, ...]:
         """Return the text, piece by piece."""
         whole = script(self.seed, self.deltas, self.size)
+        if self.say:
+            whole = tuple(self.say[at : at + self.size] for at in range(0, len(self.say), self.size))
         if not self.given or not "".join(whole).startswith(self.given):
             return whole
         left, at = len(self.given), 0

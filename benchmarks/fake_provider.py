@@ -3,7 +3,8 @@
 The last user message says, as `key=value` words, how to answer (see `Plan`):
 ``deltas=2000 rate=25 ttft=0.2 seed=7 size=4 reasoning=5 tool=add_task:{"title":"x"} fail=die_at:30``.
 `script` gives the exact text that a plan streams; a caller that gives a beginning of that text gets the rest. Responses
-in the background go on without a reader. `GET /_requests` tells what was asked and how each call ended.
+in the background go on without a reader (see also `fake_requests`). `GET /_requests` tells what was asked and how each
+call ended, `GET /_stats` what all of them together used.
 
     python -m benchmarks.fake_provider --port 0     # first line: listening on 127.0.0.1:PORT
 """
@@ -22,8 +23,9 @@ from urllib.parse import parse_qs
 import orjson
 import uvloop
 
-from benchmarks.fake_dialects import DIALECTS, Dialect, Frames, messages_of
+from benchmarks.fake_dialects import DIALECTS, Dialect, Frames
 from benchmarks.fake_plan import Plan, script
+from benchmarks.fake_requests import Served, count_input, plan_of
 from benchmarks.fake_responses import PATHS as RESPONSES_PATHS
 from benchmarks.fake_responses import RESPONSES, Background, answer, later_plan
 
@@ -55,6 +57,11 @@ class Record:
     cancelled: bool = False
     """Whether that answer was stopped before its end."""
     response_id: str | None = None
+    input_tokens: int = 0
+    cached_tokens: int = 0
+    output_tokens: int = 0
+    """As its `usage` says; what it has sent, of an answer that was left before that."""
+    images: int = 0
 
 
 class FakeProvider:
@@ -94,6 +101,10 @@ class FakeProvider:
     def generations(self, asked: str = "") -> list[Record]:
         """Return the calls that made an answer be written, with this in their last user message."""
         return [record for record in self.requests if record.generated and asked in record.asked]
+
+    def served(self, asked: str = "") -> Served:
+        """Add up the calls that `generations` returns."""
+        return Served.of(self.generations(asked))
 
     def keep(self, background: Background) -> None:
         """Keep a response, and as many of the latest as there are calls kept."""
@@ -173,6 +184,9 @@ class _Connection(asyncio.Protocol):
         if method == "GET" and path == "/_requests":
             self.send_whole(200, [asdict(record) for record in self._provider.requests])
             return
+        if method == "GET" and path == "/_stats":
+            self.send_whole(200, asdict(self._provider.served()))
+            return
         bare, _, query = path.partition("?")
         root, _, response_id = bare.partition("/responses/")
         dialect = RESPONSES if (response_id and root in {"", "/v1"}) or bare in RESPONSES_PATHS else DIALECTS.get(bare)
@@ -198,15 +212,10 @@ class _Connection(asyncio.Protocol):
         self._answer.start()
 
     def _plan(self, dialect: Dialect, record: Record) -> Plan:
-        messages = messages_of(record.body)
-        record.asked = dialect.last_user_text(messages)
-        plan = Plan.read(record.asked, with_tools=not dialect.ends_with_tool_result(messages))
-        plan.given = dialect.given(messages)
-        if plan.fail_first:
-            asked = self._provider.asked
-            asked[record.asked] += 1
-            if asked[record.asked] > plan.fail_first:
-                plan.fail = ""
+        record.asked, plan = plan_of(dialect, record.body)
+        if plan.fail_first or plan.spare_first:
+            self._provider.asked[record.asked] += 1
+            plan.spare(self._provider.asked[record.asked])
         return plan
 
     def _read_again(self, record: Record, rest: str, query: dict[str, list[str]]) -> None:
@@ -286,7 +295,11 @@ class _Answer:
             self._finish()
             return
         self._record.generated = self._record.method == "POST"
+        count_input(self._record)
+        if self._background is not None and self._record.generated:
+            self._record.output_tokens = len(self._background.pieces)  # it is written to its end, whoever reads
         if not self._record.body.get("stream"):
+            self._index = self._count
             self._connection.send_whole(200, self._frames.whole)
             self._finish()
             return
@@ -314,9 +327,10 @@ class _Answer:
         record.closed_at = time.monotonic()
         record.closed_early = not record.completed
         if self._background is not None:
-            self._background.readers.discard(self)
+            self._background.left(self, record)
         elif record.generated:
             record.cancelled = record.closed_early
+            self._count_output()
 
     def cut(self) -> None:
         """End the stream of a response that has been cancelled."""
@@ -328,7 +342,7 @@ class _Answer:
     def _tick(self) -> None:
         """Send what is due: one delta at a rate, else as many as the socket takes in one go."""
         self._timer = None
-        rate = self.plan.rate
+        rate = self.plan.pace
         batch = 1 if rate or self._fault in {"split_utf8", "surrogates"} else 64
         while not (self.paused and not rate):
             if not self._one():
@@ -369,14 +383,15 @@ class _Answer:
                 self._connection.transport.close()
             case "stall_at":
                 pass
-            case "end_at":
+            case "end_at" | "garbage" | "huge_line" as name:
+                last = {"end_at": b"", "garbage": b'data: {"choices": [{"delta": nonsense\n\n'}
+                self._send(last.get(name, b"data: " + b"x" * (2 * 1024 * 1024) + b"\n\n"))
                 self._end_body()
-            case "garbage":
-                self._send(b'data: {"choices": [{"delta": nonsense\n\n')
-                self._end_body()
-            case "huge_line":
-                self._send(b"data: " + b"x" * (2 * 1024 * 1024) + b"\n\n")
-                self._end_body()
+            case "endless_line":
+                # A gigabyte, as far as it is taken. What cannot be sent now goes with `resume`.
+                self._send(b"data: ")
+                while not (self.paused or self._connection.transport.is_closing() or self._record.bytes_sent > 2**30):
+                    self._send(b"x" * 65536)
             case "error_event_at":
                 self._send(self._dialect.error_event)
                 self._end_body()
@@ -388,7 +403,7 @@ class _Answer:
         self._timer = None
         chunks = [b"%x\r\n%b\r\n" % (len(frame), frame) for frame in (*self._frames.deltas, self._frames.ending)]
         data = b"".join(chunks)
-        self._record.deltas_sent = self._count
+        self._record.deltas_sent = self._index = self._count
         self._record.bytes_sent += len(data)
         self._write(data)
         self._end_body()
@@ -402,10 +417,16 @@ class _Answer:
         self._write(b"0\r\n\r\n")
         self._finish()
 
+    def _count_output(self) -> None:
+        made, ended = len(self.plan.pieces()), self._index == self._count
+        self._record.output_tokens = made if ended else min(made, max(0, self._index - self.plan.reasoning))
+
     def _finish(self) -> None:
         self._record.completed = True
         if self._background is not None:
             self._background.readers.discard(self)
+        elif self._record.generated:
+            self._count_output()
         self._connection.answered()
 
 

@@ -56,7 +56,8 @@ class Background:
             for kind in ("response.created", "response.in_progress")
         ]
         self.groups = [*self._thoughts(), *self._texts(), *self._calls()]
-        self.ending = [self._event("response.completed", {"response": self._object("completed")})]
+        ended = self._ended()
+        self.ending = [self._event(f"response.{ended['status']}", {"response": ended})]
 
     def due_at(self, group: int) -> float:
         """Return when a group comes to be, in the time of `time.monotonic`."""
@@ -86,15 +87,24 @@ class Background:
         """Return the response as the API keeps it."""
         if self.cancelled_at is not None:
             return self._object("cancelled")
-        return self._object("completed" if time.monotonic() >= self.due_at(len(self.groups)) else "in_progress")
+        return self._ended() if time.monotonic() >= self.due_at(len(self.groups)) else self._object("in_progress")
 
     def cancel(self) -> None:
         """Stop it. A response that has ended stays as it is, and so does one that was stopped before."""
         if self.whole()["status"] == "in_progress":
             self.cancelled_at = time.monotonic()
             self.record.cancelled = True
+            self.record.output_tokens = min(
+                len(self.pieces), sum(self.due_at(at) <= self.cancelled_at for at in range(len(self.groups)))
+            )
             for reader in list(self.readers):
                 reader.cut()
+
+    def left(self, reader: Reader, record: "Record") -> None:
+        """Forget a reader whose connection is gone. One that is not in the background ends with its first one."""
+        self.readers.discard(reader)
+        if record is self.record and not record.body.get("background"):
+            self.cancel()
 
     def _event(self, kind: str, fields: dict[str, Any] | bytes) -> bytes:
         data = fields if isinstance(fields, bytes) else orjson.dumps(fields)[1:-1]
@@ -105,8 +115,14 @@ class Background:
             data,
         )
 
+    def _ended(self) -> dict[str, Any]:
+        why = {"length": "max_output_tokens", "filter": "content_filter"}.get(self.plan.end)
+        if why is None:
+            return self._object("completed")
+        return self._object("incomplete") | {"incomplete_details": {"reason": why}}
+
     def _object(self, status: str) -> dict[str, Any]:
-        ended = status == "completed"
+        ended = status in {"completed", "incomplete"}
         usage = {
             "input_tokens": count_words(self.record.body),
             "input_tokens_details": {"cached_tokens": 1},
@@ -133,9 +149,11 @@ class Background:
 
     def _items(self) -> list[dict[str, Any]]:
         text = "Another answer than the one that was streamed." if self.plan.other else "".join(self.pieces)
+        refused = self.plan.end == "refusal"
+        part = {"type": "refusal", "refusal": text} if refused else {"type": "output_text", "text": text}
         return [
             {"type": "reasoning", "id": "rs_1", "summary": []},
-            {"type": "message", "id": "msg_1", "role": "assistant", "content": [{"type": "output_text", "text": text}]},
+            {"type": "message", "id": "msg_1", "role": "assistant", "content": [part]},
             *(_call(index, name, arguments) for index, (name, arguments) in enumerate(self.plan.tools, start=2)),
         ]
 
@@ -164,7 +182,8 @@ class Background:
                 group.append(self._event("response.output_item.added", {"output_index": 1, "item": item}))
                 part = b',"part":{"type":"output_text","text":"","annotations":[]}'
                 group.append(self._event("response.content_part.added", place + part))
-            group.append(self._event("response.output_text.delta", place + b',"logprobs":[],"delta":' + text))
+            kind = "response.refusal.delta" if self.plan.end == "refusal" else "response.output_text.delta"
+            group.append(self._event(kind, place + b',"logprobs":[],"delta":' + text))
             if number == len(deltas) - 1:
                 whole = orjson.dumps("".join(self.pieces))
                 group.append(self._event("response.output_text.done", place + b',"text":' + whole))

@@ -3,9 +3,11 @@
 import asyncio
 import random
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Literal
 
+from benchmarks.completions import CompletionFollower, open_completions
 from benchmarks.figures import Figure, Measurement, median, percentile
 from benchmarks.processes import ask
 from benchmarks.replies import Faults, Follower, open_followers
@@ -17,38 +19,47 @@ _TTFT_S = 0.03
 _LANES = 2
 _CONVERSATIONS_PER_LANE = 8
 
+Way = Literal["socket", "dialect"]
+# What it is called, and what is timed.
+_WAYS: dict[Way, tuple[str, str]] = {
+    "socket": ("the socket", "chat.send to the first reply.delta"),
+    "dialect": ("OpenAI's dialect", "POST /v1/chat/completions to the first chunk with text"),
+}
+
 
 def measure(*, full: bool) -> list[Measurement]:
-    """Probe a server that streams nothing else, then one that streams 50 replies."""
+    """Probe a server that streams nothing else, then ones that stream 50 and 200, both ways."""
     pairs = 400 if full else 120
-    return [_one(background, pairs) for background in (0, 50 - _LANES)]
+    return [_one(way, replies, pairs) for replies in (1, 50, 200) for way in _WAYS]
 
 
-def _one(background: int, pairs: int) -> Measurement:
+def _one(way: Way, replies: int, pairs: int) -> Measurement:
+    background = replies - _LANES if replies > 1 else 0
     with provider() as source, parley(provider_port=source.port) as server:
-        probes = server.conversations_of_many(_LANES * _CONVERSATIONS_PER_LANE, each=_CONVERSATIONS_PER_LANE)
+        readers = server.conversations_of_many if way == "socket" else server.keys_of_many
         found = ask(
             "first_token",
             {
+                "way": way,
                 "port": server.port,
                 "provider": source.port,
-                "probes": probes,
-                "background": server.conversations_of_many(background, each=12, name="other") if background else [],
+                "probes": readers(_LANES * _CONVERSATIONS_PER_LANE, each=_CONVERSATIONS_PER_LANE),
+                "background": readers(background, each=12, name="other") if background else [],
                 "pairs": pairs,
             },
-            timeout_s=180,
+            timeout_s=240,
         )
-    name = "50 replies" if background else "1 reply"
-    target = 12 if background else None
+    name = f"{way}, {replies} repl{'y' if replies == 1 else 'ies'}"
+    target = 12 if replies == 50 else None
     added = found["added_ms"]
     after, sent = found["after_ms"], found["before_ms"]
     return Measurement(
-        name=f"first-token, {'50 replies streaming' if background else 'one reply at a time'}",
+        name=f"first-token over {_WAYS[way][0]}, {f'{replies} streaming' if background else 'one at a time'}",
         method=(
-            f"{len(added)} probes: from chat.send to the first reply.delta at the client, in turns with as many requests "
+            f"{len(added)} probes: from {_WAYS[way][1]} at the client, in turns with as many requests "
             f"straight to the provider (both told to wait {_TTFT_S * 1000:.0f} ms); added is a probe less the median of the "
             "requests. By stamps: from the provider's sending of the first delta to its frame at the client."
-            + (f" Beside {background} replies at {RATE} deltas/s." if background else "")
+            + (f" Beside {background} that come the same way at {RATE} deltas/s." if background else "")
         ),
         figures=[
             Figure(name=f"{name}: added to the first token p50", value=percentile(added, 0.5), unit="ms",
@@ -56,7 +67,7 @@ def _one(background: int, pairs: int) -> Measurement:
             Figure(name=f"{name}: added to the first token p95", value=percentile(added, 0.95), unit="ms", most=target,
                    note=f"straight to the provider p95 {found['direct_p95_ms']:.1f} ms"),
             Figure(name=f"{name}: by stamps, provider to client p50", value=percentile(after, 0.5), unit="ms",
-                   note=f"before it, chat.send to the provider's answer: {median(sent):.1f} ms"),
+                   note=f"before it, asking to the provider's answer: {median(sent):.1f} ms"),
             Figure(name=f"{name}: by stamps, provider to client p95", value=percentile(after, 0.95), unit="ms",
                    most=target, note=f"before it: {percentile(sent, 0.95):.1f} ms"),
             Figure(name=f"{name}: lost, doubled, reordered, wrong", value=Faults(**found["faults"]).total,
@@ -65,7 +76,9 @@ def _one(background: int, pairs: int) -> Measurement:
     )  # fmt: skip
 
 
-async def _lane(probes: list[Follower], direct: ProviderStream, pairs: int) -> list[tuple[int, int, int]]:
+async def _lane(
+    probes: Sequence[Follower | CompletionFollower], direct: ProviderStream, pairs: int
+) -> list[tuple[int, int, int]]:
     """Probe in turns; returns for each pair: through Parley, of it after the provider's stamp, straight (ns)."""
     found = []
     plan = f"ttft={_TTFT_S} rate={RATE}"
@@ -87,12 +100,18 @@ async def _lane(probes: list[Follower], direct: ProviderStream, pairs: int) -> l
     return found
 
 
+async def _open(way: Way, port: int, readers: list[Any], faults: Faults) -> Sequence[Follower | CompletionFollower]:
+    if way == "dialect":
+        return await open_completions(port, readers, faults)
+    return await open_followers(port, readers, faults)
+
+
 async def client(specification: dict[str, Any]) -> dict[str, Any]:
     """Start the replies beside it, then probe in two lanes."""
     faults = Faults()
     port, pairs = specification["port"], specification["pairs"]
-    others = await open_followers(port, specification["background"], faults)
-    probes = await open_followers(port, specification["probes"], faults)
+    others = await _open(specification["way"], port, specification["background"], faults)
+    probes = await _open(specification["way"], port, specification["probes"], faults)
     lanes = _LANES if others else 1
     # Each pair takes about 0.2 s; what still runs at the end is dropped.
     deltas = int(RATE * (pairs / lanes * 0.4 + 10))

@@ -67,7 +67,7 @@ def _one(replies: int) -> Measurement:
     )  # fmt: skip
 
 
-class _Clock:
+class Clock:
     """CPU times of all that takes part."""
 
     def __init__(self, pids: dict[str, int]) -> None:
@@ -104,7 +104,7 @@ async def client(specification: dict[str, Any]) -> dict[str, Any]:
     await asyncio.gather(*(one.first for one in followers))
     oks = [one.ok.result() / 1e6 for one in followers]
 
-    clock = _Clock(specification["pids"])
+    clock = Clock(specification["pids"])
     before, frames = sum(one.deltas for one in followers), sum(one.frames for one in followers)
     counting = True
     await asyncio.sleep(_WINDOW_S)
@@ -118,7 +118,7 @@ async def client(specification: dict[str, Any]) -> dict[str, Any]:
         await asyncio.gather(*(one.ended for one in followers))
     for one in followers:
         one.close()
-    direct = await _direct(specification["provider"], len(followers))
+    straight = await direct(specification["provider"], len(followers))
     return {
         "faults": asdict(faults),
         "deltas": deltas * len(followers),
@@ -127,14 +127,14 @@ async def client(specification: dict[str, Any]) -> dict[str, Any]:
         "frames_per_delta": frames / in_window,
         "p50_ms": percentile(latencies, 0.5) / 1e6,
         "p99_ms": percentile(latencies, 0.99) / 1e6,
-        "direct_p50_ms": percentile(direct, 0.5),
-        "direct_p99_ms": percentile(direct, 0.99),
+        "direct_p50_ms": percentile(straight, 0.5),
+        "direct_p99_ms": percentile(straight, 0.99),
         "ok_p50_ms": percentile(oks, 0.5),
         "ok_p95_ms": percentile(oks, 0.95),
     }
 
 
-async def _direct(port: int, count: int) -> list[float]:
+async def direct(port: int, count: int) -> list[float]:
     """Read as many streams from the provider itself."""
     streams = [await ProviderStream.open(port) for _ in range(count)]
     ends = []

@@ -28,6 +28,8 @@ RAISED = {
     "PARLEY_REALTIME_CONNECTIONS_PER_USER": "20000",
     "PARLEY_AUTH_ACCESS_TOKEN_MINUTES": "120",
     "PARLEY_REALTIME_DRAIN_S": "1",
+    # They would be calls of the provider beside those that are measured.
+    "PARLEY_LLM_TITLES": "false",
 }
 
 
@@ -122,6 +124,14 @@ class Parley:
             account = self.sign_up(f"{name}{number}")
             made.append([(account.token, id) for id in self.conversations(account, each)])
         return [one for turn in zip(*made, strict=True) for one in turn][:count]
+
+    def keys_of_many(self, count: int, *, each: int, name: str = "user") -> list[str]:
+        """Return API keys of several users, so often that so many streams of each can use one, users in turns."""
+        keys = []
+        for number in range(-(-count // each)):
+            account = self.sign_up(f"{name}{number}")
+            keys.append(str(self.post("api-keys", account, {"name": "bench"})["key"]))
+        return [key for _ in range(each) for key in keys][:count]
 
     def database_url(self, role: str) -> str:
         """Return the address of the server's own PostgreSQL for a role."""

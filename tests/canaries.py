@@ -10,12 +10,15 @@ import asyncpg
 from parley.core.logging import JsonFormatter
 
 PASSWORDS = ("correct horse 1", "a walk 1842", "a long walk 1842")
+# What workspaces' own keys of providers look like in the suite: each begins with this.
+PROVIDER_KEY = "sk-of-a-workspace-"
 
 # Issued secrets are longer than the examples in documents and than what tests make up.
 ISSUED = re.compile(
     r"eyJ[\w-]{16,}\.[\w-]{16,}\.[\w-]{16,}"  # an access token
     r"|parley_(?:rt|sk|ot|in)_[\w=-]{48,}"  # refresh tokens, API keys, one-time tokens, invitations
     r"|\btk_[\w=-]{48,}"  # tickets
+    rf"|{PROVIDER_KEY}\w+"
 )
 
 

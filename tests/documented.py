@@ -59,6 +59,7 @@ class Documented:
                     frozenset({"expires_at"}): "server.ok.renewed",
                     frozenset({"message", "reply"}): "server.ok.sent",
                     frozenset({"reply"}): "server.ok.reply",
+                    frozenset({"call", "reply", "approved"}): "server.ok.decided",
                 }.get(extra, "server.ok")
             case {"t": str(t)}:
                 return f"server.{t}"

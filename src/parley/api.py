@@ -6,10 +6,17 @@ from fastapi import APIRouter, FastAPI
 from fastapi.dependencies.utils import get_flat_params
 from fastapi.routing import APIRoute
 
+from parley.chat.approvals.router import router as approvals
+from parley.chat.assistants.prompt_router import router as prompts
+from parley.chat.assistants.router import router as assistants
+from parley.chat.attachments.router import router as attachments
 from parley.chat.router import router as chat
+from parley.chat.search.router import router as search
+from parley.chat.transfer.router import router as transfer
 from parley.core.envelope import ErrorEnvelope
 from parley.core.scope import PERMISSION_KEY, PUBLIC
 from parley.core.service_router import router as service
+from parley.dialect.router import router as dialect
 from parley.identity.api_key_router import router as api_keys
 from parley.identity.invitation_router import router as invitations
 from parley.identity.me_router import router as me
@@ -17,11 +24,14 @@ from parley.identity.password_router import router as passwords
 from parley.identity.router import auth_router
 from parley.identity.webhook_router import router as webhooks
 from parley.jobs.router import router as jobs
+from parley.llm.health_router import router as providers
+from parley.llm.provider_key_router import router as provider_keys
 from parley.realtime.router import router as realtime
 from parley.tasks.router import router as tasks
 from parley.tasks.router import user_router as user_tasks
 from parley.tenancy.router import audit_router as audit
 from parley.tenancy.router import router as workspaces
+from parley.usage.router import router as usage
 
 API_PREFIX = "/api/v1"
 
@@ -34,20 +44,30 @@ class PermissionNotDeclared(Exception):
 _ROUTERS: tuple[tuple[str, APIRouter, bool], ...] = (
     (API_PREFIX, tasks, True),
     (API_PREFIX, chat, True),
+    (API_PREFIX, search, True),
+    (API_PREFIX, approvals, True),
+    (API_PREFIX, assistants, True),
+    (API_PREFIX, prompts, True),
+    (API_PREFIX, attachments, True),
+    (API_PREFIX, transfer, True),
     (API_PREFIX, auth_router, True),
     (API_PREFIX, passwords, True),
     (API_PREFIX, me, True),
     (API_PREFIX, api_keys, True),
     (API_PREFIX, workspaces, True),
     (API_PREFIX, invitations, True),
+    (API_PREFIX, provider_keys, True),
+    (API_PREFIX, providers, True),
     (API_PREFIX, audit, True),
     (API_PREFIX, jobs, True),
+    (API_PREFIX, usage, True),
     (API_PREFIX, webhooks, True),
     (API_PREFIX, realtime, True),
     ("", service, True),
     # Some clients write the sign-up below /v1, and the tasks below /api/{user_id}.
     ("/v1", auth_router, False),
     ("/v1", passwords, False),
+    ("/v1", dialect, False),
     ("/api", user_tasks, True),
 )
 

@@ -11,24 +11,37 @@ from fastapi import FastAPI
 from fastapi.routing import APIRoute
 
 from parley.api import API_PREFIX, install_routes
+from parley.chat import background as chat_background
+from parley.chat.approvals.personal_data import ApprovalData
+from parley.chat.assistants.personal_data import AssistantData
+from parley.chat.attachments.personal_data import AttachmentData
+from parley.chat.attachments.router import body_limits
 from parley.chat.channels import ConversationChannel, UserChannel
 from parley.chat.personal_data import ChatData
 from parley.chat.setup import build_chat
+from parley.chat.transfer.setup import build_files
 from parley.core.api_limits import ApiLimits
+from parley.core.buckets import open_bucket
 from parley.core.db import Database, DatabaseUrls, check_runtime_roles, check_version
 from parley.core.error_handlers import install_error_handlers
-from parley.core.http import create_http_client
+from parley.core.http import create_guarded_client, create_http_client
 from parley.core.idempotency import clean_idempotency_keys
 from parley.core.mail import build_mailer
 from parley.core.middleware import CorsMiddleware, GuardMiddleware, RequestIdMiddleware
 from parley.core.migrate import current_revision, head
+from parley.core.outgoing import Guard
 from parley.core.proxies import ProxyMiddleware, parse_networks
 from parley.core.rate_limits import RateLimits
 from parley.core.revocations import Revocations
-from parley.core.secrets import load_secrets
+from parley.core.scope import Authenticator
+from parley.core.secrets import key_ring, load_secrets
 from parley.core.security_headers import SecurityHeaders
 from parley.core.service_router import install_documents
-from parley.core.settings import Settings, SettingsInvalid
+from parley.core.settings import LlmSettings, Settings, SettingsInvalid
+from parley.dialect import images
+from parley.dialect.middleware import DialectMiddleware
+from parley.dialect.running import RunningCalls
+from parley.dialect.service import Dialect
 from parley.identity import background as identity_background
 from parley.identity.clerk_webhooks import load_webhook_secrets
 from parley.identity.cookies import Cookies
@@ -43,8 +56,14 @@ from parley.jobs.cleaning import Cleaner
 from parley.jobs.personal_data import JobData
 from parley.jobs.registry import Periodic
 from parley.jobs.setup import build_jobs
+from parley.llm import provider_key_vault
+from parley.llm.breaker import BreakerLimits
+from parley.llm.personal_data import ProviderKeyData
 from parley.llm.prompts import PromptLibrary
+from parley.llm.provider_key_vault import Vault
+from parley.llm.provider_keys import ProviderKeys
 from parley.llm.registry import ModelRegistry
+from parley.llm.registry_watch import watching
 from parley.realtime import asyncapi, retention
 from parley.realtime.bus import Bus
 from parley.realtime.channels import Channels, ChannelSource
@@ -61,6 +80,9 @@ from parley.tasks.personal_data import TaskData
 from parley.tasks.tools import TOOLS as TASK_TOOLS
 from parley.tenancy.personal_data import TenancyData
 from parley.tenancy.workspaces import WorkspaceService
+from parley.usage.accounts import Accounts
+from parley.usage.background import BudgetNotices, sweep_of
+from parley.usage.personal_data import UsageData
 from parley.usage.service import UsageService
 from parley.web import install_web
 
@@ -72,7 +94,19 @@ Sign up or in for an access token, then press **Authorize**. Live channels are o
 `/api/v1/realtime` (subprotocol `parley.v1`), and as server-sent events below."""
 
 # What every module has of people, in the order of erasure: the account itself comes last.
-PERSONAL_DATA = (ChatData(), TaskData(), RealtimeData(), JobData(), TenancyData(), IdentityData())
+PERSONAL_DATA = (
+    ApprovalData(),
+    AssistantData(),
+    ChatData(),
+    AttachmentData(),
+    TaskData(),
+    RealtimeData(),
+    JobData(),
+    UsageData(),
+    ProviderKeyData(),
+    TenancyData(),
+    IdentityData(),
+)
 
 
 # The kinds of live channel there are.
@@ -118,7 +152,14 @@ def create_app(settings: Settings) -> FastAPI:
         if not settings.is_production:
             install_documents(app, asyncapi=partial(asyncapi_document, app))
         install_web(app)
-    app.add_middleware(GuardMiddleware, body_bytes=settings.body_bytes)
+    app.add_middleware(
+        GuardMiddleware,
+        body_bytes=settings.body_bytes,
+        larger={
+            "/v1/chat/completions": settings.dialect_body_bytes,
+            **body_limits(settings.attachments, API_PREFIX),
+        },
+    )
     app.add_middleware(
         CorsMiddleware,
         allow_origins=settings.cors_origins,
@@ -143,6 +184,7 @@ def create_app(settings: Settings) -> FastAPI:
             "RateLimit-Policy",
         ],
     )
+    app.add_middleware(DialectMiddleware)
     app.add_middleware(RequestIdMiddleware, security=SecurityHeaders(https=settings.base_url.startswith("https:")))
     app.add_middleware(ProxyMiddleware, trusted=parse_networks(settings.trusted_proxies))
     return app
@@ -151,6 +193,12 @@ def create_app(settings: Settings) -> FastAPI:
 def asyncapi_document(app: FastAPI) -> dict[str, Any]:
     """Return the AsyncAPI document of the socket."""
     return asyncapi.document(CHANNEL_KINDS, title=app.title, version=app.version)
+
+
+def _open_accounts(database: Database, stack: AsyncExitStack) -> Accounts:
+    accounts = Accounts(database)
+    stack.push_async_callback(accounts.close)
+    return accounts
 
 
 @asynccontextmanager
@@ -169,10 +217,16 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         app.state.api_limits = ApiLimits(limits, settings.limits)
         http = create_http_client()
         stack.push_async_callback(http.aclose)
+        guard = Guard.parse(allow=settings.outgoing.allow, ports=settings.outgoing.ports)
+        guarded = create_guarded_client(guard, max_bytes=settings.outgoing.max_bytes, total_s=settings.outgoing.total_s)
+        stack.push_async_callback(guarded.aclose)
+        secrets = load_secrets(settings)
+        vault = Vault(key_ring(secrets, provider_key_vault.PURPOSE))
+        provider_keys = app.state.provider_keys = ProviderKeys(database, vault, guard, revocations)
         identity = build_identity(
             database,
             settings,
-            load_secrets(settings),
+            secrets,
             revocations=revocations,
             limits=limits,
             issuers=app.state.issuers,
@@ -212,18 +266,23 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         )
         app.state.exports, app.state.erasures = people.exports, people.erasures
         identity.service.erasures = people.erasures
-        jobs = build_jobs(
+        files = app.state.files = build_files(
+            database, open_bucket(http, settings.attachments), bus, settings.attachments
+        )
+        jobs = app.state.jobs = build_jobs(
             database=database,
             publisher=bus,
             settings=settings.job,
-            types=[*people.job_types, *mails.job_types()],
+            types=[*people.job_types, *mails.job_types(), BudgetNotices(bus).type, files.importer.job_type],
             cleaners=[
                 Cleaner("idempotency_keys", clean_idempotency_keys),
                 Cleaner("realtime_tickets", clean_tickets),
                 *identity_background.cleaners(),
+                *files.cleaners,
             ],
             periodic=[
                 *people.periodics,
+                sweep_of(database),
                 Periodic(
                     retention.KIND,
                     retention.EVERY,
@@ -232,17 +291,29 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
                 ),
             ],
         )
-        app.state.jobs = jobs
+        usage = app.state.usage = UsageService(
+            app.state.registry,
+            http,
+            _open_accounts(database, stack),
+            breaker=_breaker(settings.llm),
+            keys=provider_keys,
+            guarded=guarded,
+        )
+        app.state.dialect = _build_dialect(app, stack, identity.bearer)
         chat = build_chat(
             database=database,
             bus=bus,
             wire=wire,
-            usage=UsageService(app.state.registry, http),
+            usage=usage,
             prompts=app.state.prompts,
             tools=TASK_TOOLS,
             settings=settings,
             limits=app.state.api_limits,
+            authenticator=identity.bearer,
+            attachments=files.attachments,
         )
+        for job_type in chat_background.job_types(chat.titles, bus):
+            jobs.registry.add(job_type)
         sources: list[ChannelSource] = [ConversationChannel(bus), UserChannel(bus, jobs.registry), TasksChannel()]
         app.state.chat = chat
         app.state.realtime = Realtime(
@@ -257,16 +328,37 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
             handlers=chat.frame_handlers,
         )
         revocations.subscribe(app.state.realtime.revoke, reset=app.state.realtime.look_at_everything)
+        await provider_keys.start()
+        stack.push_async_callback(provider_keys.close)
         await revocations.start()
         stack.push_async_callback(revocations.close)
         await bus.start()
         stack.push_async_callback(bus.close)
+        await stack.enter_async_context(watching(app.state.registry, settings.llm, settings.environ))
         await chat.start()
         stack.push_async_callback(chat.close, drain_s=settings.realtime.drain_s)
         if settings.role != "web":
             await jobs.dispatcher.start()
             stack.push_async_callback(jobs.dispatcher.close)
         yield
+
+
+def _build_dialect(app: FastAPI, stack: AsyncExitStack, authenticator: Authenticator) -> Dialect:
+    settings: Settings = app.state.settings
+    revocations: Revocations = app.state.revocations
+    fetcher = None
+    if settings.dialect_fetch_images:
+        # What the operator has opened for model servers is not opened for whoever may call a model.
+        fetcher = create_guarded_client(Guard(), max_bytes=images.MAX_BYTES, total_s=images.TOTAL_S)
+        stack.push_async_callback(fetcher.aclose)
+    calls = RunningCalls(authenticator, most=settings.limits.running_calls if app.state.api_limits.enabled else None)
+    revocations.subscribe(calls.revoke, reset=calls.look_at_everything)
+    stack.push_async_callback(calls.close)
+    return Dialect(app.state.usage, calls, images.Images(fetcher))
+
+
+def _breaker(llm: LlmSettings) -> BreakerLimits:
+    return BreakerLimits(llm.breaker_failures, llm.breaker_window_s, llm.breaker_open_s)
 
 
 async def _check_database(database: Database, settings: Settings) -> None:

@@ -17,6 +17,7 @@ OWNED_TABLES = {
     "tasks": "(user_id = ( SELECT app_user() AS app_user))",
     "api_keys": "(user_id = ( SELECT app_user() AS app_user))",
     "idempotency_keys": "(user_id = ( SELECT app_user() AS app_user))",
+    "tool_approvals": "(user_id = ( SELECT app_user() AS app_user))",
     "jobs": "((user_id = ( SELECT app_user() AS app_user)) OR (user_id IS NULL))",
     "channel_heads": "((owner_id = ( SELECT app_user() AS app_user)) OR (owner_id IS NULL))",
     "channel_events": "((owner_id = ( SELECT app_user() AS app_user)) OR (owner_id IS NULL))",
@@ -26,6 +27,8 @@ OWNED_TABLES = {
 SYSTEM_TABLES = (
     "workspaces", "memberships", "channel_heads", "channel_events", "replies", "realtime_tickets",
     "jobs", "api_keys", "invitations", "idempotency_keys", "audit_events",
+    "usage_entries", "budgets", "budget_counters", "usage_reservations",
+    "attachments", "stored_objects", "provider_keys",
 )  # fmt: skip
 
 # Indexes of tenant tables that do not lead with the workspace. Sign-in asks by user, before there is a workspace;

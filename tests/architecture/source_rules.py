@@ -65,6 +65,7 @@ def _calls(tree: ast.AST) -> Iterator[ast.Call]:
 # Who works before there is a scope, or for all workspaces at once.
 UNSCOPED_USERS = {
     "cli/operating.py",
+    "cli/usage.py",
     "identity/api_keys.py",
     "identity/authenticator.py",
     "identity/clerk_webhooks.py",
@@ -77,11 +78,15 @@ UNSCOPED_USERS = {
     "identity/service.py",
     "identity/sessions.py",
     "jobs/inprocess.py",
+    "llm/provider_keys.py",
     "tenancy/operators.py",
     "tenancy/service.py",
     "tenancy/workspaces.py",
+    "usage/background.py",
 }
 SYSTEM_ROLE_USERS = {
+    "chat/attachments/background.py",
+    "chat/background.py",
     "chat/take_over.py",
     "core/db.py",
     "core/idempotency.py",
@@ -104,6 +109,7 @@ SYSTEM_ROLE_USERS = {
     "jobs/inprocess.py",
     "jobs/personal_data.py",
     "jobs/schedule.py",
+    "llm/provider_keys.py",
     "realtime/bus.py",
     "realtime/epochs.py",
     "realtime/personal_data.py",
@@ -114,6 +120,9 @@ SYSTEM_ROLE_USERS = {
     "tenancy/operators.py",
     "tenancy/personal_data.py",
     "tenancy/workspaces.py",
+    "usage/background.py",
+    "usage/personal_data.py",
+    "usage/sweeping.py",
 }
 # A connection straight from an engine is bound to no workspace.
 ENGINE_USERS = {"core/db.py", "core/migrate.py"}
@@ -324,6 +333,73 @@ def http_clients_are_made_in_one_place(sources: Sequence[Source]) -> list[str]:
     ]
 
 
+# What can reach another machine, and who may: URLs that users set go through the guarded client of `core/http.py`,
+# which is handed to whoever asks by it. Our own client, the checks from outside and the operator's commands stand
+# outside of the service.
+_OUTSIDE = ("client/", "conformance/")
+_REACHES_OUT: dict[str, set[str]] = {
+    "aiohttp": {"core/http.py"},
+    "aiosmtplib": {"cli/doctor.py", "core/mail.py"},
+    "httpx": {
+        "chat/attachments/setup.py",
+        "cli/doctor.py",
+        "core/buckets.py",
+        "core/http.py",
+        "dialect/images.py",
+        "identity/issuer_tokens.py",
+        "identity/jwks.py",
+        "identity/setup.py",
+        "llm/adapters/*",
+        "llm/factory.py",
+        "usage/service.py",
+    },
+    "httpx_aiohttp": {"core/http.py"},
+    "redis": {"cli/doctor.py", "core/rate_limits.py", "realtime/wire.py"},
+    "socket": {"cli/serve.py", "core/http.py"},
+    "websockets": {"realtime/protocol.py"},
+    "yarl": {"core/http.py"},
+} | {
+    library: set()
+    for library in (
+        "aiodns", "aiohappyeyeballs", "aioquic", "anthropic", "boto3", "botocore", "dns", "ftplib", "grpc", "h11", "h2",
+        "http.client", "httpcore", "httplib2", "httptools", "imaplib", "niquests", "openai", "paramiko", "poplib",
+        "pycurl", "requests", "smtplib", "socketserver", "telnetlib", "tornado", "trio", "urllib.request", "urllib3",
+        "wsproto", "xmlrpc",
+    )
+}  # fmt: skip
+_DIALS = re.compile(
+    r"(^|\.)(open_connection|open_unix_connection|create_connection|create_unix_connection|create_datagram_endpoint"
+    r"|sock_connect|urlopen|urlretrieve|HTTPTransport|AsyncHTTPTransport|AiohttpTransport|TCPConnector|__import__"
+    r"|import_module)$|^httpx\.(get|post|put|patch|delete|head|options|request|stream)$"
+)
+_MAKES_CLIENT = re.compile(r"\.create_(http|guarded)_client$")
+DIALLERS = {"core/http.py"}
+CLIENT_MAKERS = {"cli/doctor.py", "core/http.py", "main.py"}
+
+
+def _may(path: str, allowed: set[str]) -> bool:
+    return path.startswith(_OUTSIDE) or path in allowed or f"{path.rpartition('/')[0]}/*" in allowed
+
+
+def nothing_else_reaches_out(sources: Sequence[Source]) -> list[str]:
+    """Find libraries that can reach another machine, and connections made by hand, outside of their places."""
+    found = []
+    for source in sources:
+        for node, name in imports(source):
+            library = next((one for one in _REACHES_OUT if name == one or name.startswith(f"{one}.")), None)
+            if library is not None and not _may(source.path, _REACHES_OUT[library]):
+                found.append(source.at(node, library))
+            if _MAKES_CLIENT.search(name) and not _may(source.path, CLIENT_MAKERS):
+                found.append(source.at(node, name.rpartition(".")[2]))
+        for call in _calls(source.tree):
+            name = dotted(call.func)
+            if _DIALS.search(name) and not _may(source.path, DIALLERS):
+                found.append(source.at(call, name))
+            if _MAKES_CLIENT.search(name) and not _may(source.path, CLIENT_MAKERS):
+                found.append(source.at(call, name))
+    return sorted(set(found))
+
+
 # -- comments ------------------------------------------------------------------------------------------------------
 
 _IGNORE = re.compile(r"#\s*type:\s*ignore")
@@ -354,5 +430,6 @@ RULES: tuple[Rule, ...] = (
     the_environment_is_read_by_settings_only,
     some_libraries_have_one_place,
     http_clients_are_made_in_one_place,
+    nothing_else_reaches_out,
     ignores_carry_a_code_and_a_reason,
 )

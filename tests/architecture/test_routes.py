@@ -44,8 +44,9 @@ GET api-keys | POST api-keys | DELETE api-keys/{}
 GET conversations | POST conversations | GET conversations/{} | PATCH conversations/{} | DELETE conversations/{}
 GET conversations/{}/messages | POST conversations/{}/messages | PATCH messages/{}
 POST replies/{}/cancel | POST replies/{}/continue | POST replies/{}/regenerate | POST tool-calls/{}/approve
+POST attachments | GET attachments/{} | DELETE attachments/{}
 GET conversations/{}/export | POST conversations/import | GET search
-GET models | GET prompts
+GET models | GET providers | GET prompts | GET provider-keys | PUT provider-keys/{} | DELETE provider-keys/{}
 GET assistants | POST assistants | GET assistants/{} | PATCH assistants/{} | DELETE assistants/{}
 POST realtime/tickets | GET channels/{}/events
 GET tasks | POST tasks | GET tasks/{} | PUT tasks/{} | PATCH tasks/{} | DELETE tasks/{}
@@ -75,6 +76,7 @@ def _contract() -> set[str]:
         *(name.replace(" ", " /v1/", 1) for name in below_auth),
         "POST /v1/chat/completions",
         "GET /v1/models",
+        "GET /v1/models/{}",
         *user_tasks,
         *(f"GET {path}" for path in service),
     }

@@ -20,6 +20,7 @@ from tests.architecture.source_rules import (
     ignores_carry_a_code_and_a_reason,
     models_are_read_at_run_time,
     modules_are_named_after_what_they_are,
+    nothing_else_reaches_out,
     nothing_happens_at_import,
     only_the_unit_of_work_ends_transactions,
     some_libraries_have_one_place,
@@ -153,6 +154,54 @@ BAD: tuple[tuple[Rule, str, str, str], ...] = (
         "llm/adapters/openai.py",
         "import httpx\ndef client():\n    return httpx.AsyncClient()\n",
         "llm/adapters/openai.py:3 httpx.AsyncClient",
+    ),
+    *(
+        (nothing_else_reaches_out, path, text, found)
+        for path, text, found in (
+            ("chat/tools.py", "import httpx\n", "chat/tools.py:1 httpx"),
+            ("tasks/tools.py", "from urllib.request import urlopen\n", "tasks/tools.py:1 urllib.request"),
+            ("tasks/tools.py", "from urllib import request\n", "tasks/tools.py:1 urllib.request"),
+            ("tasks/tools.py", "def f():\n    import requests\n", "tasks/tools.py:2 requests"),
+            ("usage/service.py", "from http import client\n", "usage/service.py:1 http.client"),
+            ("llm/tools.py", "import aiohttp.web\n", "llm/tools.py:1 aiohttp"),
+            ("llm/adapters/new.py", "import openai\n", "llm/adapters/new.py:1 openai"),
+            ("chat/titles.py", "from socket import socket\n", "chat/titles.py:1 socket"),
+            (
+                "llm/adapters/new.py",
+                "import httpx\nasync def f():\n    return httpx.get('https://a.test')\n",
+                "llm/adapters/new.py:3 httpx.get",
+            ),
+            (
+                "llm/adapters/new.py",
+                "import httpx\ndef f():\n    return httpx.AsyncHTTPTransport()\n",
+                "llm/adapters/new.py:3 httpx.AsyncHTTPTransport",
+            ),
+            (
+                "tasks/service.py",
+                "import asyncio\nasync def f():\n    return await asyncio.open_connection('a.test', 443)\n",
+                "tasks/service.py:3 asyncio.open_connection",
+            ),
+            (
+                "tasks/service.py",
+                "async def f(loop):\n    return await loop.create_connection(None, 'a.test', 443)\n",
+                "tasks/service.py:2 loop.create_connection",
+            ),
+            (
+                "tasks/service.py",
+                "def f():\n    return __import__('socket')\n",
+                "tasks/service.py:2 __import__",
+            ),
+            (
+                "chat/attachments.py",
+                "from parley.core.http import create_http_client\ndef f():\n    return create_http_client()\n",
+                "chat/attachments.py:1 create_http_client",
+            ),
+            (
+                "llm/factory.py",
+                "from parley.core import http\ndef f(guard):\n    return http.create_guarded_client(guard)\n",
+                "llm/factory.py:3 http.create_guarded_client",
+            ),
+        )
     ),
     (ignores_carry_a_code_and_a_reason, "a.py", "x = 1  # type: " + "ignore\n", "a.py:1 # type: " + "ignore"),
     (

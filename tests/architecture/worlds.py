@@ -23,10 +23,12 @@ from httpx_ws.transport import ASGIWebSocketTransport
 from sqlalchemy import Select, select, true
 from sqlalchemy.sql.elements import BinaryExpression, BooleanClauseList
 
+from parley.chat.repository import ConversationRepository
+from parley.chat.transfer import importing
 from parley.core.db import Database
 from parley.core.ids import new_id
 from parley.core.repository import Prepared, ScopedRepository
-from parley.core.scope import NO_WORKSPACE
+from parley.core.scope import NO_WORKSPACE, Role, Scope
 from parley.identity import erasures, exports, mails
 from parley.jobs.outbox import enqueue
 from parley.jobs.registry import JobRun, JobType
@@ -65,6 +67,9 @@ class Things:
     export: UUID
     session: UUID
     invitation: UUID
+    assistant: UUID
+    tool_call: UUID
+    attachment: UUID
 
     @classmethod
     def random(cls) -> "Things":
@@ -158,9 +163,11 @@ def remove_filters(patch: pytest.MonkeyPatch) -> int:
             if changed is not value and changed != value:
                 patch.setattr(module, constant, changed)
                 removed += 1
-    # A second look at every row, above the repository.
+    # A second look at every row, above the repository's statements.
     patch.setattr(TaskReader, "_own", lambda _, row: TaskRead.model_construct(**row))
-    return removed + 1
+    patch.setattr(ConversationRepository, "_check", lambda _, row, owner: None)
+    patch.setattr(ConversationRepository, "mine", true())
+    return removed + 3
 
 
 async def remove_policies(admin: asyncpg.Connection) -> None:
@@ -204,7 +211,15 @@ async def fill(http: httpx.AsyncClient, text: str, *, user: UUID, workspace: UUI
     )
     assert invited.status_code == 201, invited.text
     invitation = invited.json()["data"]["id"]
-    rest = (*ids, str(job), str(export), session, invitation)
+    budget = {"subject": "user", "subject_id": str(user), "period": "day", "limit": "1000"}
+    assert (await http.put("/api/v1/budgets", json={"budgets": [budget]})).status_code == 200
+    helper = {"name": f"a{new_id().hex}", "title": f"{text} helper", "instructions": f"{text} rules"}
+    assistant = (await http.post("/api/v1/assistants", json=helper)).json()["data"]["id"]
+    tool_call = await _tool_call(http, text, user=user, workspace=workspace, reply=UUID(reply["id"]))
+    file = await http.post("/api/v1/attachments", params={"name": f"{text}.txt"}, content=f"{text} file".encode())
+    assert file.status_code == 201, file.text
+    attachment = file.json()["data"]["id"]
+    rest = (*ids, str(job), str(export), session, invitation, assistant, str(tool_call), attachment)
     return Things(user, workspace, *(UUID(id_) for id_ in rest))
 
 
@@ -219,6 +234,22 @@ async def _job(http: httpx.AsyncClient, text: str, *, user: UUID, workspace: UUI
             "INSERT INTO jobs (workspace_id, id, user_id, kind, status, payload, result, max_attempts) "
             "VALUES ($1, $2, $3, $4, 'completed', '{}', $5, 1)",
             workspace, id_, user, JOB_KIND, json.dumps({"chore": text}),
+        )  # fmt: skip
+    return id_
+
+
+async def _tool_call(http: httpx.AsyncClient, text: str, *, user: UUID, workspace: UUID, reply: UUID) -> UUID:
+    transport = http._transport
+    assert isinstance(transport, httpx.ASGITransport)
+    database: Database = transport.app.state.database  # type: ignore[attr-defined]  # an ASGI callable to httpx
+    id_ = new_id()
+    async with database.unit_of_work(Scope(workspace, user, Role.MEMBER)) as unit:
+        connection = await unit.driver()
+        await connection.execute(
+            "INSERT INTO tool_approvals (workspace_id, id, reply_id, user_id, tool, arguments, arguments_hash,"
+            " approved, decided_by, decided_at, expires_at)"
+            " VALUES ($1, $2, $3, $4, 'add_task', $5, '', true, $4, now(), now())",
+            workspace, id_, reply, user, json.dumps({"title": text}),
         )  # fmt: skip
     return id_
 
@@ -271,7 +302,7 @@ async def world_of(databases: TestDatabases, data_dir: Path, layers: Layers) -> 
     admin = await asyncpg.connect(databases.postgres.admin_url(urls.name))
     with pytest.MonkeyPatch.context() as patch:
         # What these would do later would change rows under the tests that compare them.
-        for module in (exports, erasures, mails):
+        for module in (exports, erasures, mails, importing):
             patch.setattr(module, "enqueue", partial(enqueue, delay=timedelta(days=1)))
         if layers in {Layers.NO_FILTERS, Layers.NONE}:
             assert remove_filters(patch) > 10
@@ -282,6 +313,11 @@ async def world_of(databases: TestDatabases, data_dir: Path, layers: Layers) -> 
             alice = await add_person(app, "alice", MARKER)
             bob = await add_person(app, "bob", "bob's")
             carol = await add_person(app, "carol", "carol's", into=(admin, alice.things.workspace))
+            await admin.execute(
+                "INSERT INTO provider_keys (workspace_id, provider, sealed, last_four, base_url, given_for, created_by)"
+                " VALUES ($1, 'openai', '', '4711', $3, $3, $2)",
+                alice.things.workspace, alice.things.user, f"https://{MARKER}.example.com",
+            )  # fmt: skip
             yield World(layers, app, admin, alice, bob, carol)
             for person in (alice, bob, carol):
                 await person.http.aclose()

@@ -73,7 +73,8 @@ async def server(
     (prompts / "fallback.md.j2").write_text("Help.")
     (prompts / "chat" / "general.md.j2").write_text("Be brief.")
     (prompts / "chat" / "broken.md.j2").write_text("Hello {{ somebody }}.")
-    llm = LlmSettings(registry=registry, prompts=prompts)
+    # Every test here is a failure of the same two providers: their breakers are tested where they are made.
+    llm = LlmSettings(registry=registry, prompts=prompts, breaker_failures=0)
     async with held(serve_with(realtime=QUICK, llm=llm)) as made:
         yield made
 
@@ -327,10 +328,24 @@ async def test_odd_tool_calls_harm_neither_their_reply_nor_the_others(
     assert not [record.getMessage() for record in caplog.records]
 
 
+async def of_an_assistant(server: LiveServer, databases: TestDatabases, owner: Account, name: str) -> str:
+    """Make a conversation with an assistant that a new one is not given: one of another version's, for example."""
+    channel = await conversation_of(owner)
+    connection = await asyncpg.connect(databases.postgres.admin_url(server.urls.name))
+    try:
+        id_ = UUID(channel.partition(":")[2])
+        done = await connection.execute("UPDATE conversations SET assistant = $2 WHERE id = $1", id_, name)
+        assert done == "UPDATE 1"
+    finally:
+        await connection.close()
+    return channel
+
+
 async def test_an_assistant_without_a_template_gets_the_fallback_and_a_warning(
-    peer: Peer, owner: Account, provider: FakeProvider, caplog: pytest.LogCaptureFixture
-) -> None:
-    channel = await conversation_of(owner, assistant="nobody_wrote_this")
+    server: LiveServer, databases: TestDatabases, peer: Peer, owner: Account, provider: FakeProvider,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    channel = await of_an_assistant(server, databases, owner, "nobody_wrote_this")
     with caplog.at_level(logging.WARNING):
         _, ended = await turn(peer, channel, "deltas=3", "openai")
     assert ended["e"] == "reply.completed"
@@ -338,9 +353,11 @@ async def test_an_assistant_without_a_template_gets_the_fallback_and_a_warning(
     assert [r.levelname for r in caplog.records if "nobody_wrote_this" in r.getMessage()] == ["WARNING"]
 
 
-async def test_a_template_that_cannot_be_rendered_fails_its_reply_and_nothing_else(peer: Peer, owner: Account) -> None:
+async def test_a_template_that_cannot_be_rendered_fails_its_reply_and_nothing_else(
+    server: LiveServer, databases: TestDatabases, peer: Peer, owner: Account
+) -> None:
     """The prompt is rendered inside the reply: whatever goes wrong there is the reply's end and not its silence."""
-    channel = await conversation_of(owner, assistant="broken")
+    channel = await of_an_assistant(server, databases, owner, "broken")
     _, ended = await turn(peer, channel, "deltas=3", "openai")
     assert (ended["e"], ended["d"]["error"]["code"]) == ("reply.failed", "internal")
     assert "somebody" not in ended["d"]["error"]["msg"]

@@ -112,7 +112,7 @@ async def test_a_send_takes_at_most_six_queries(app: FastAPI, talk: Talk, alice:
         connection.add_query_logger(note)
     assert connect is asyncpg.connect
     seen.clear()
-    wanted = Send(conversation_id=talk.id, cid=uuid4(), texts=("deltas=2 rate=0 ttft=0.5",))
+    wanted = Send(conversation_id=talk.id, cid=uuid4(), contents=("deltas=2 rate=0 ttft=0.5",))
     sent = await app.state.chat.turns.send(scope, wanted)
     before_generation = [q for q in seen if not q.strip().upper().startswith(("BEGIN", "COMMIT", "ROLLBACK"))]
     # The pool is last-in first-out, so the send ran on the connection that is being watched.

@@ -277,6 +277,18 @@ def test_the_state_of_the_inbox() -> None:
     assert channel.last == 6
 
 
+def test_the_state_of_a_conversation() -> None:
+    ch = "conversation:c1"
+    conversation = {"id": "c1", "title": "old", "pinned": True, "current_id": None}
+    channel = with_state(ch, {"conversation": conversation, "messages": []})
+    channel.ev(frame(ch, 1, "message.created", {"id": "m1", "parent_id": None, "parts": []}))
+    channel.ev(frame(ch, 2, "message.created", {"id": "m2", "parent_id": None, "parts": []}))
+    assert channel.state["conversation"]["current_id"] == "m2"
+    channel.ev(frame(ch, 3, "conversation.changed", {"id": "c1", "title": "new", "current_id": "m1"}))
+    # Whether one has pinned it is one's own, and not in the event.
+    assert channel.state["conversation"] == {"id": "c1", "title": "new", "pinned": True, "current_id": "m1"}
+
+
 def test_the_state_of_a_keyed_channel() -> None:
     ch = "positions:a1"
     channel = with_state(ch, {"items": {"X": {"key": "X", "n": 1}}})

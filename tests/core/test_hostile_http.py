@@ -59,7 +59,8 @@ def operations(app: FastAPI, *, with_body: bool | None = None) -> Iterator[tuple
     """Yield method, path and operation of every documented route."""
     for path, item in app.openapi()["paths"].items():
         for method, operation in item.items():
-            has_body = "requestBody" in operation
+            # Not those whose body is a file: tests/chat has what is hostile in one.
+            has_body = "application/json" in operation.get("requestBody", {}).get("content", {})
             if with_body is None or with_body == has_body:
                 yield method.upper(), path, operation
 
@@ -372,7 +373,7 @@ async def test_a_changed_and_an_expired_token_are_401(app: FastAPI, alice: Accou
 
 
 async def test_unknown_paths_and_methods_have_the_envelope_too(app: FastAPI, alice: Account, ask: Ask) -> None:
-    for path in ("/nowhere", f"/api/v1/{CANARY}", "/api/v1", "/api", "/v1/x", "//", "/%00", "/%ff", "/api/v1/realtime",
+    for path in ("/nowhere", f"/api/v1/{CANARY}", "/api/v1", "/api", "/v1/auth/x", "//", "/%00", "/%ff", "/api/v1/realtime",
                  "/docs/assets/../../x", "/docs/assets/%00", "/docs/assets/" + "a" * 5000, "/" + "a/" * 2000):  # fmt: skip
         for method in ("GET", "POST", "HEAD", "DELETE", "OPTIONS", "TRACE", "BREW", CANARY.upper()):
             answer = await alice.http.request(method, path)

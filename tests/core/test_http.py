@@ -141,3 +141,19 @@ async def test_closing_leaves_nothing_open() -> None:
         del http, unused
         gc.collect()
     assert [str(warning.message) for warning in caught] == []
+
+
+async def test_a_large_body_arrives_whole_and_in_pieces() -> None:
+    body, arrived = bytes(range(256)) * 12_000, bytearray()  # 3 MB
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
+        assert f"content-length: {len(body)}\r\n" in head
+        assert "transfer-encoding" not in head
+        arrived.extend(await reader.readexactly(len(body)))
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
+
+    async with serving(answer) as url, create_http_client() as http:
+        # aiohttp warns of a large body in one piece, and warnings are errors here.
+        assert (await http.post(url, content=body)).status_code == 200
+    assert arrived == body

@@ -10,6 +10,7 @@ import asyncpg
 import httpx
 import pytest
 
+from tests.canaries import PROVIDER_KEY as WORKSPACE_KEY
 from tests.canaries import secrets_in, secrets_in_files, secrets_in_tables
 from tests.process import ServerProcess, server_process
 
@@ -113,6 +114,22 @@ def _live(http: httpx.Client, data_dir: Path) -> list[str]:
     assert ask("POST", "/auth/password/reset", {"token": reset, **new}).status_code == 422
     last = ask("POST", "/auth/signin", {"email": ADDRESS, "password": NEW_PASSWORD}).json()["data"]
     held += [reset, last["access_token"], last["refresh_token"]]
+
+    # A key of the workspace's own, set well and badly.
+    own = f"{WORKSPACE_KEY}7c2e91d4"
+    settings: tuple[tuple[str, dict[str, Any]], ...] = (
+        ("openai", {"key": own}),
+        ("openai", {"key": own, "base_url": f"https://{own}@models.example.com/v1"}),
+        ("openai", {"key": [own]}),
+        ("openai", {"key": f"{own}\n{own}"}),
+        ("nobody", {"key": own}),
+    )
+    for provider, wanted in settings:
+        answer = ask("PUT", f"/provider-keys/{provider}", wanted, token=last["access_token"])
+        assert answer.status_code in {200, 404, 422}, answer.text
+        assert own not in answer.text
+    assert ask("GET", "/provider-keys", token=last["access_token"]).text.count(own[-4:]) == 1
+    held.append(own)
 
     # A reply, by a provider that cannot be reached: its errors could name the key.
     conversation = ask("POST", "/conversations", {}, token=last["access_token"]).json()["data"]["id"]

@@ -20,9 +20,11 @@ pytestmark = pytest.mark.process
 SEED = 4711
 EXAMPLES = os.environ.get("PARLEY_FUZZ_EXAMPLES", "25")
 
-# They end the session that asks, so each is tried by someone who came for it.
+# They end the session that asks, or have its models asked at a provider that is not there, so each is tried by someone
+# who came for it.
 ENDS_SESSION = (
     "delete_me", "delete_sessions", "delete_session", "change_password", "sign_out", "switch_workspace",
+    "set_provider_key",
 )  # fmt: skip
 
 # Left out: that a valid body is never refused (rules such as "the address is taken" are not in a schema), and what
@@ -39,7 +41,9 @@ checks.ensure_resource_availability.enabled = false
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    with server_process(tmp_path_factory.mktemp("fuzz") / "data", PARLEY_RATE_LIMITS="off") as running:
+    # Keys of providers are set too, and what is asked with them then stays on this machine.
+    nowhere = {"OPENAI_BASE_URL": "http://127.0.0.1:9/v1", "ANTHROPIC_BASE_URL": "http://127.0.0.1:9"}
+    with server_process(tmp_path_factory.mktemp("fuzz") / "data", PARLEY_RATE_LIMITS="off", **nowhere) as running:
         yield running
 
 

@@ -49,6 +49,13 @@ models:
     capabilities: [tools]
     timeouts: {{connect: 2, first_token: 20, idle: 20, total: 300}}
     retries: 1
+  falling:
+    provider: faulty
+    name: falling
+    prefill: prefix
+    timeouts: {{connect: 2, first_token: 20, idle: 20, total: 300}}
+    retries: 0
+    fallbacks: [plain]
 aliases:
   default: [plain]
 """
@@ -202,6 +209,8 @@ class Cluster:
             "PARLEY_LOG_CONSOLE": "json",
             "PARLEY_LOG_FILES": "false",
             "PARLEY_LLM_REGISTRY": str(self.directory / "registry.yaml"),
+            # Scenarios fail one after the other at one provider, and each counts its calls.
+            "PARLEY_LLM_BREAKER_FAILURES": "0",
             "PARLEY_PORT": str(member.port),
             **({"PARLEY_REDIS_URL": self.redis_url} if self.redis_url else {}),
             **({} if member.role == "all" else {"PARLEY_ROLE": member.role}),

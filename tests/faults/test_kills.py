@@ -135,6 +135,31 @@ async def test_the_process_that_generates_is_killed(chat: Talk, point: str, mode
         assert [task["title"] for task in tasks].count(f"seed {SEED + len(point)}") <= 2
 
 
+@pytest.mark.parametrize("at", ["with the first word", "in the middle"])
+async def test_killed_after_text_was_taken_back(chat: Talk, at: str) -> None:
+    """Another model began anew in the first one's place; a third process goes on with the second one's text."""
+    two = chat.cluster.members["two"]
+    sender, watcher = await chat.device(), await chat.device(two)
+    await asyncio.gather(sender.live(), watcher.live())
+    text = f"seed={SEED + 40 + len(at)} deltas=80 rate=60 fail=reset:20 fail_first=1"
+    reply = await chat.send(sender, text, opts={"model": "falling"})
+    generator = await generating(chat, reply)
+    seer = sender if generator is two else watcher
+    await seer.until(lambda: any(step.e == "reply.reset" for step in seer.steps))
+    if at == "in the middle":
+        provider = chat.cluster.provider
+        await provider.until(lambda: len(provider.of(text)) > 1 and len(provider.of(text)[1].sent) >= 30)
+    await chat.cluster.kill(generator)
+    assert await seer.until_ended(reply) == "completed"
+    await chat.cluster.start(generator)
+    assert {await device.until_ended(reply) for device in chat.devices} == {"completed"}
+    (await chat.verdict()).assert_clean()
+    found = await reply_of(chat, reply)
+    assert found.strategies == ["fallback", "prefill"]
+    assert found.text == found.whole
+    assert [call.fits for call in chat.cluster.provider.of(text)] == [True, True, True]
+
+
 async def test_killed_the_moment_its_text_is_seen(chat: Talk) -> None:
     """What a client has seen was committed before: no instant is early enough to take it back."""
     one = chat.cluster.members["one"]

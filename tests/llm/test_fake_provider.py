@@ -3,15 +3,28 @@
 import asyncio
 import sys
 import time
+from typing import Any
 
 import httpx
 import pytest
 
 from benchmarks.fake_provider import FakeProvider, Plan, script
+from benchmarks.fake_requests import Served
 from parley.llm.errors import ModelError
 from parley.llm.factory import build_model
-from parley.llm.ports import TextChunk
-from tests.llm.calls import KINDS, Kind, asking, collect, entry_for
+from parley.llm.ports import (
+    ImagePart,
+    JsonSchema,
+    ModelMessage,
+    ModelRequest,
+    TextChunk,
+    TextPart,
+    ToolCallChunk,
+    ToolSpec,
+    UsageChunk,
+)
+from parley.llm.registry import Capability
+from tests.llm.calls import KINDS, Kind, asking, collect, entry_for, text_of
 
 
 def test_the_script_depends_on_its_seed_alone_and_holds_other_scripts() -> None:
@@ -116,6 +129,68 @@ async def test_a_stopped_response_ends_for_whoever_reads_it(provider: FakeProvid
         async with asyncio.timeout(2):
             assert b"response.completed" not in b"".join([part async for part in parts])
     assert provider.requests[0].cancelled
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_it_counts_what_it_served(kind: Kind, provider: FakeProvider, http: httpx.AsyncClient) -> None:
+    model = build_model(entry_for(kind, provider), http)
+    image = ImagePart("image/png", b"x")
+    request = ModelRequest((ModelMessage("user", (TextPart("one two deltas=9 reasoning=3"), image, image)),))
+    usage = [chunk for chunk in await collect(model.stream(request)) if isinstance(chunk, UsageChunk)][-1]
+    assert provider.served() == Served(1, usage.input_tokens, usage.cached_tokens, usage.output_tokens, 2)
+    assert usage == UsageChunk(4, 1, 9)
+    with pytest.raises(ModelError):
+        await collect(model.stream(asking("fail=500")))
+    assert provider.served().calls == 1
+    stopped = model.stream(asking("three deltas=900 rate=100"))
+    async for chunk in stopped:
+        if isinstance(chunk, TextChunk):
+            break
+    await stopped.aclose()
+    await provider.until(lambda: provider.generations("three")[0].cancelled, 5)
+    assert 1 <= provider.served("three").output_tokens < 900
+    assert (await http.get(f"{provider.url}/_stats")).json()["calls"] == 2
+
+
+SCHEMA = {"type": "object", "properties": {"n": {"type": "integer", "minimum": 3}}, "required": ["n"]}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_it_answers_in_the_form_that_was_asked_for(
+    kind: Kind, provider: FakeProvider, http: httpx.AsyncClient
+) -> None:
+    model = build_model(entry_for(kind, provider, capabilities=(Capability.JSON_SCHEMA,)), http)
+    form = JsonSchema("T", SCHEMA)
+    # The form that Anthropic is given has no bounds of numbers.
+    number = 0 if kind == "anthropic" else 3
+    assert text_of(await collect(model.stream(asking("x", response_schema=form)))) == f'{{"n":{number}}}'
+    # What the first message says of the answers holds when it is asked again.
+    again = ModelRequest(
+        (
+            ModelMessage("user", (TextPart('answers={"n":|{"n":7}'),)),
+            ModelMessage("assistant", (TextPart('{"n":'),)),
+            ModelMessage("user", (TextPart("that is no JSON"),)),
+        ),
+        response_schema=form,
+    )
+    assert text_of(await collect(model.stream(again))) == '{"n":7}'
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_it_calls_tools_as_the_request_says(kind: Kind, provider: FakeProvider, http: httpx.AsyncClient) -> None:
+    model = build_model(entry_for(kind, provider), http)
+    tools = (ToolSpec("one", "", {"type": "object"}), ToolSpec("two", "", SCHEMA))
+
+    async def called(text: str, **fields: Any) -> list[tuple[str, str]]:
+        chunks = await collect(model.stream(asking(text, tools=tools, **fields)))
+        return [(chunk.name, chunk.raw) for chunk in chunks if isinstance(chunk, ToolCallChunk)]
+
+    assert await called("tool=one tool=two", parallel_tools=True) == [("one", "{}"), ("two", "{}")]
+    if kind != "openai":  # a server that is not known is not told
+        assert await called("tool=one tool=two", parallel_tools=False) == [("one", "{}")]
+    assert await called("tool=one", tool_choice="none") == []
+    assert await called("x", tool_choice="two") == [("two", '{"n":3}')]
+    assert await called("x", tool_choice="required") == [("one", "{}")]
 
 
 async def test_it_runs_as_a_process(http: httpx.AsyncClient) -> None:

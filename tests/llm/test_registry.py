@@ -141,6 +141,26 @@ def test_only_usable_fallbacks_are_offered(tmp_path: Path) -> None:
         ("  first:\n", "  fir st:\n", 7, '"fir st" is not a valid name'),
         ("default: [", "default: [*y, ", 18, "found undefined alias"),
         ("aliases:\n", "aliases: &x\n  loop: *x\n", 1, "the file contains itself"),
+        ("{provider: two, ", "{provider: two, fallbacks: [first], ", 14, "in a circle (first → second → first)"),
+        ("name: own}", "name: own, fallbacks: [demo, demo]}", 15, '"demo" stands here a second time'),
+        ("[first, second, demo]", "[first, second, first]", 18, '"first" stands here a second time'),
+        ("[tools]", "[tools, tools]", 11, '"tools" stands here a second time'),
+        (
+            '{kind: openai, base_url: "${OWN',
+            '{kind: openai, flavour: acme, base_url: "${OWN',
+            4,
+            'unknown flavour "acme"',
+        ),
+        ("{kind: demo}", "{kind: demo, flavour: vllm}", 5, "have no flavour; remove it"),
+        ("{kind: demo}", "{kind: demo, headers: {a b: c}}", 5, '"a b" is not the name of a header'),
+        ("{kind: demo}", "{kind: demo, headers: {Authorization: c}}", 5, "give the key as api_key"),
+        ("{kind: demo}", "{kind: demo, headers: {Host: c}}", 5, "is set by the adapter"),
+        ("{kind: demo}", '{kind: demo, headers: {x-a: "c\\r\\nd"}}', 5, "one line of ASCII text"),
+        ("{kind: demo}", "{kind: demo, headers: {x-a: [1]}}", 5, '"providers.demo.headers.x-a" is not valid'),
+        ("name: own}", "name: own, background: false}", 15, "have no background; remove it"),
+        ("name: own}", "name: own, parameters: {stream: false}}", 15, 'the parameter "stream" is set by the adapter'),
+        ("name: own}", "name: own, retries: 11}", 15, '"models.own.retries" is not valid'),
+        ("name: own}", "name: own, timeouts: {total: 0}}", 15, '"models.own.timeouts.total" is not valid'),
     ],
 )
 def test_a_mistake_is_told_with_file_line_and_remedy(
@@ -162,6 +182,33 @@ def test_a_model_may_say_how_it_takes_the_beginning_of_its_answer(tmp_path: Path
     text = text.replace("own: {kind: openai,", "own: {kind: openai_responses,")
     with pytest.raises(RegistryInvalid, match=r'line 15: .* "openai_responses" know no prefill .*; remove it'):
         load(tmp_path, text)
+
+
+def test_a_circle_of_fallbacks_is_found_however_long(tmp_path: Path) -> None:
+    text = GOOD.replace("{provider: two, ", "{provider: two, fallbacks: [own], ")
+    load(tmp_path, text)
+    text = text.replace("name: own}", "name: own, fallbacks: [demo, first]}")
+    with pytest.raises(RegistryInvalid, match=r"line 15: .*first → second → own → first"):
+        load(tmp_path, text)
+
+
+def test_what_a_provider_and_a_model_may_say_beside(tmp_path: Path) -> None:
+    headers = 'headers: {X-Title: Parley, HTTP-Referer: "${REFERER:-}"}'
+    text = GOOD.replace("own: {kind: openai,", f"own: {{kind: openai, flavour: vllm, {headers},")
+    entry = load(tmp_path, text, OWN_URL="http://127.0.0.1:1/v1").resolve("own")
+    assert (entry.flavour, dict(entry.headers), entry.background) == ("vllm", {"X-Title": "Parley"}, True)
+    text = text.replace("kind: anthropic", "kind: openai_responses").replace(
+        "{provider: two,", "{provider: two, background: false,"
+    )
+    assert not load(tmp_path, text, TWO_KEY="k").resolve("second").background
+
+
+def test_what_reading_from_a_cache_and_writing_to_it_costs(tmp_path: Path) -> None:
+    price = load(tmp_path, ONE_KEY="k").resolve("first").price
+    assert (price.cached_input, price.cache_write, price.image) == (Decimal("0.25"), Decimal("0.25"), Decimal(0))
+    text = GOOD.replace("{input: 0.25,", "{input: 0.25, cached_input: 0.02, cache_write: 0.3, image: 0.001,")
+    price = load(tmp_path, text, ONE_KEY="k").resolve("first").price
+    assert (price.cached_input, price.cache_write, price.image) == (Decimal("0.02"), Decimal("0.3"), Decimal("0.001"))
 
 
 @pytest.mark.parametrize("text", ["", "just text", "- a\n- b\n", "\x00"])

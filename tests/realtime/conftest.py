@@ -168,7 +168,8 @@ _MESSAGE: dict[str, Check] = {
 }  # fmt: skip
 _CONVERSATION: dict[str, Check] = {
     "id": _uuid, "title": _or_none(_str), "model": _or_none(_str), "owner_id": _uuid, "current_id": _or_none(_uuid),
-    "shared": _bool, "archived": _bool, "created_at": _str, "updated_at": _str,
+    "shared": _bool, "shared_access": _or_none(_one_of(frozenset({"read", "write"}))), "archived": _bool,
+    "pinned": _bool, "assistant": _str, "created_at": _str, "updated_at": _str,
 }  # fmt: skip
 _TASK: dict[str, Check] = {
     "id": _uuid, "user_id": _uuid, "title": _str, "description": _or_none(_str), "completed": _bool,
@@ -234,6 +235,7 @@ _EVENTS: dict[str, dict[str, Check]] = {
     "conversation.created": _CONVERSATION,
     "conversation.updated": _CONVERSATION,
     "conversation.deleted": {"id": _uuid},
+    "conversation.changed": {key: check for key, check in _CONVERSATION.items() if key != "pinned"},
     "task.created": _TASK,
     "task.updated": _TASK,
     "task.deleted": {"id": _uuid},
@@ -330,6 +332,12 @@ class Log:
                 if text is not None:
                     assert d["off"] == len(text), (d["off"], len(text))
                     self.texts[d["reply"]][d["part"]] = text + d["x"]
+            case "reply.reset":
+                held = self.texts.get(d["reply"], {})
+                for part in [part for part in held if part > d["part"]]:
+                    del held[part]
+                if d["part"] in held:
+                    held[d["part"]] = held[d["part"]][: d["to_off"]]
             case e if e in TERMINAL:
                 self.ended.add(d["reply"])
                 assert_terminal(d)

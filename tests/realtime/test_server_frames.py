@@ -103,6 +103,13 @@ def _frame_faults(t: object, fields: dict[str, ast.expr]) -> Iterator[str]:
             yield f"{t}: {name} is {value.value!r}"
 
 
+def _is_logging(function: ast.expr) -> bool:
+    """Whether `logger.error` is called: its two arguments are no frame."""
+    return (
+        isinstance(function, ast.Attribute) and isinstance(function.value, ast.Name) and function.value.id == "logger"
+    )
+
+
 def undocumented(tree: ast.AST) -> list[str]:
     """Return the frames and events of a source that the document does not have."""
     found: list[str] = []
@@ -124,6 +131,8 @@ def undocumented(tree: ast.AST) -> list[str]:
             fields = {keyword.arg: keyword.value for keyword in node.keywords if keyword.arg}
             if name == "encode" and isinstance(t := fields.get("t"), ast.Constant):
                 found += _frame_faults(t.value, fields)
+            elif _is_logging(node.func):
+                continue
             elif name == "error" and len(node.args) == 2 and isinstance(code := node.args[0], ast.Constant):
                 found += _frame_faults("err", {**fields, "code": code})
             elif name in _EMITTERS and len(node.args) > _EMITTERS[name]:

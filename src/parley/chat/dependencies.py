@@ -19,8 +19,10 @@ async def _chat(request: Request) -> Chat:
 ChatDep = Annotated[Chat, Depends(_chat)]
 
 
-async def _conversations(unit: RequestUnit, scope: CurrentScope, realtime: RealtimeDep) -> ConversationService:
-    return ConversationService(unit, scope, realtime.bus)
+async def _conversations(
+    request: Request, unit: RequestUnit, scope: CurrentScope, realtime: RealtimeDep
+) -> ConversationService:
+    return ConversationService(unit, scope, realtime.bus, request.app.state.revocations)
 
 
 ConversationServiceDep = Annotated[ConversationService, Depends(_conversations)]

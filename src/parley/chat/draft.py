@@ -3,7 +3,7 @@
 from typing import Any
 from uuid import UUID
 
-from parley.chat.written import Written, settled
+from parley.chat.written import UNSETTLED, Written, settled, step_start
 from parley.core.ids import new_id
 from parley.realtime.runs import Run
 from parley.realtime.tick import TickWriter
@@ -20,6 +20,8 @@ class Draft:
         self._pieces: list[str] = []
         self._length = 0
         self._kind = ""
+        self.model = written.model if written else None
+        """The model that was last said to be writing, by the process before this one."""
         if written and written.is_open:
             last = self._parts[-1]
             self._kind, self._pieces, self._length = last["type"], [last["text"]], len(last["text"])
@@ -79,6 +81,11 @@ class Draft:
         self._tool(index, "running")
         await self._writer.flush(self._run)
 
+    def tool_waiting(self, index: int) -> None:
+        """Say that the call waits for a yes of whoever asked."""
+        self._tool(index, "approval", input=self._parts[index]["input"])
+        self._writer.written(self._run, urgent=True)
+
     def tool_ended(self, index: int, *, state: str, output: dict[str, Any]) -> None:
         """Say how the call went."""
         self._parts[index]["output"] = output
@@ -95,13 +102,27 @@ class Draft:
         self._run.emit(e, {"reply": self._reply, **d})
 
     def resumed(self, *, model: str | None, strategy: str) -> None:
-        """Say that the reply goes on, after its process was lost. Nothing that was delivered changes."""
+        """Say that the reply goes on, after its process was lost or its model failed. What stands does not change."""
         self._emit("reply.resumed", attempt=self._run.attempt, model=model, strategy=strategy)
         self._writer.written(self._run, urgent=True)
 
+    def reset(self) -> bool:
+        """Take back what the model has said since the last tool call; False when that is nothing.
+
+        It reaches clients together with what follows in the same moment: nobody sees the reply without either text.
+        """
+        start = step_start(self._parts)
+        if start == len(self._parts):
+            return False
+        self._kind, self._pieces, self._length = "", [], 0
+        del self._parts[start:]
+        self._emit("reply.reset", attempt=self._run.attempt, part=start, to_off=0)
+        self._writer.written(self._run, urgent=True)
+        return True
+
     def unsettled(self) -> list[tuple[int, dict[str, Any]]]:
         """Return the tool calls that have no outcome yet, with their index."""
-        return [(i, part) for i, part in enumerate(self._parts) if part.get("state") in {"input", "running"}]
+        return [(i, part) for i, part in enumerate(self._parts) if part.get("state") in UNSETTLED]
 
     @property
     def written(self) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ from typing import Any
 from uuid import UUID
 
 from parley.realtime.fold import digest, visible_text
+from parley.usage.ledger import CallRecord
 
 _RETRYABLE = frozenset({"provider_rate_limited", "provider_unavailable", "provider_timeout", "worker_lost", "internal"})
 
@@ -20,8 +21,18 @@ class Ending:
     usage: dict[str, int] | None = None
     cost: Decimal | None = None
     error: dict[str, Any] | None = None
+    records: tuple[CallRecord, ...] = ()
+    """What the ledger is to have of it; the usage and the cost follow from that when it is stored."""
     prompt_path: str | None = None
     prompt_hash: str | None = None
+
+
+class Stopped(Exception):
+    """The reply cannot go on; `error` is what its reader is told."""
+
+    def __init__(self, error: dict[str, Any]) -> None:
+        super().__init__(error["code"])
+        self.error = error
 
 
 def failure(code: str, message: str | None = None, *, retryable: bool | None = None) -> dict[str, Any]:

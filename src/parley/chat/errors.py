@@ -1,6 +1,6 @@
 """What can happen in the chat."""
 
-from parley.core.errors import Conflict, Invalid, NotFound, RateLimited
+from parley.core.errors import Conflict, Forbidden, Invalid, NotFound, RateLimited
 
 
 class ConversationNotFound(NotFound):
@@ -13,6 +13,24 @@ class MessageNotFound(NotFound):
     """No such message in this conversation."""
 
     message = "No such message."
+
+
+class NotAQuestion(Conflict):
+    """Only what a user said can be edited."""
+
+    message = "Only a message of a user can be edited. Regenerate a reply instead."
+
+
+class ReadOnly(Forbidden):
+    """The conversation is shared with the caller to be read."""
+
+    message = "You may read this conversation, not write in it."
+
+
+class NotTheOwner(Forbidden):
+    """Only the conversation's owner may do this."""
+
+    message = "Only its owner may do this."
 
 
 class ReplyNotFound(NotFound):

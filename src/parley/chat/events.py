@@ -1,6 +1,7 @@
 """What the chat's channels carry: the data of every event and the states of snapshots (docs/protocol.md)."""
 
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
@@ -41,8 +42,9 @@ def _message(**fields: JsonValue) -> dict[str, JsonValue]:
 
 
 _CONVERSATION_EXAMPLE: dict[str, JsonValue] = {
-    "id": _CONVERSATION, "title": "Why is the sky blue?", "model": None, "owner_id": _USER, "current_id": _REPLY,
-    "shared": False, "archived": False, "created_at": "2026-11-21T08:59:00Z", "updated_at": "2026-11-21T09:00:00Z",
+    "id": _CONVERSATION, "title": "Why is the sky blue?", "model": None, "assistant": "general", "owner_id": _USER,
+    "current_id": _REPLY, "shared": False, "shared_access": None, "archived": False, "pinned": False,
+    "created_at": "2026-11-21T08:59:00Z", "updated_at": "2026-11-21T09:00:00Z",
 }  # fmt: skip
 
 
@@ -51,6 +53,28 @@ class TextPart(Closed):
 
     type: Literal["text", "reasoning"]
     text: str
+
+
+class FilePart(Closed):
+    """A text file that a user's message carries: `GET attachments/{attachment}`; `size` in bytes."""
+
+    type: Literal["file"]
+    attachment: Uuid
+    media_type: str
+    name: str
+    size: Count
+
+
+class ImagePart(Closed):
+    """An image that a user's message carries, with its dimensions in pixels."""
+
+    type: Literal["image"]
+    attachment: Uuid
+    media_type: str
+    name: str
+    size: Count
+    width: Count
+    height: Count
 
 
 class ToolPart(Closed):
@@ -77,7 +101,7 @@ class MessageData(MessageRead):
 
     model_config = example(**_message())
 
-    parts: list[Annotated[TextPart | ToolPart, Field(discriminator="type")]]  # type: ignore[assignment]  # narrower
+    parts: list[Annotated[TextPart | ToolPart | ImagePart | FilePart, Field(discriminator="type")]]  # type: ignore[assignment]  # narrower
     cost: CostText | None  # type: ignore[assignment]  # as it is written
     error: ReplyError | None  # type: ignore[assignment]  # narrower
 
@@ -155,7 +179,7 @@ class ReplyTool(_ReplyEvent):
 
 
 class ReplyResumed(_ReplyEvent):
-    """Another process writes on. `strategy` says how: what was delivered stays as it is."""
+    """Another process writes on, or another model (`fallback`). `strategy` says how: what stands stays as it is."""
 
     model_config = example(reply=_REPLY, attempt=2, model="default", strategy="reattach")
 
@@ -165,7 +189,10 @@ class ReplyResumed(_ReplyEvent):
 
 
 class ReplyReset(_ReplyEvent):
-    """Text is taken back: the part ends at `to_off`, later parts are gone. No other event shortens text."""
+    """Text is taken back, for a model that begins anew: the part ends at `to_off`, later parts are gone.
+
+    No other event shortens text.
+    """
 
     model_config = example(reply=_REPLY, attempt=2, part=0, to_off=0)
 
@@ -226,6 +253,24 @@ class ConversationData(ConversationRead):
     model_config = example(**_CONVERSATION_EXAMPLE)
 
 
+class ConversationShown(Closed):
+    """A conversation as all who read it have it: whether one has pinned it is one's own."""
+
+    model_config = example(**{key: value for key, value in _CONVERSATION_EXAMPLE.items() if key != "pinned"})
+
+    id: Uuid
+    title: str | None
+    model: str | None
+    assistant: str
+    owner_id: Uuid
+    current_id: Uuid | None
+    shared: bool
+    shared_access: Literal["read", "write"] | None
+    archived: bool
+    created_at: datetime
+    updated_at: datetime
+
+
 class ConversationState(Closed):
     """The conversation and its newest messages of all branches, ascending; a reply being written is `streaming`."""
 
@@ -245,9 +290,37 @@ class InboxState(Closed):
 
 
 class Notice(BaseModel):
-    """Something that the caller is to be told of. What is in it is not settled: no version sends one yet."""
+    """Something that the caller is to be told of. A notice that comes twice has the same `id`.
 
-    model_config = ConfigDict(extra="allow", json_schema_extra={"examples": [{"text": "Your export is ready."}]})
+    `kind` says what it is about, and what else is in it: `budget_alert` and `budget_used_up` have the `budget`,
+    `conversation_shared` and `conversation_unshared` the `conversation`.
+    """
+
+    model_config = ConfigDict(
+        extra="allow",
+        json_schema_extra={
+            "examples": [
+                {
+                    "id": "0193c0de-9f3a-7bd2-8000-0a1b2c3d4e5f",
+                    "kind": "budget_alert",
+                    "text": "The workspace's daily budget is used up to 80%.",
+                    "budget": {
+                        "id": "0193c0de-9f3a-7bd2-8000-0a1b2c3d4e60",
+                        "subject": "workspace",
+                        "subject_id": None,
+                        "period": "day",
+                        "spent": "4.00000000",
+                        "limit": "5.00000000",
+                        "resets_at": "2026-11-22T00:00:00Z",
+                    },
+                }
+            ]
+        },
+    )
+
+    id: str
+    kind: str
+    text: str
 
 
 CONVERSATION_EVENTS: Mapping[str, type[BaseModel]] = {
@@ -264,6 +337,7 @@ CONVERSATION_EVENTS: Mapping[str, type[BaseModel]] = {
     "reply.completed": ReplyCompleted,
     "reply.failed": ReplyFailed,
     "reply.cancelled": ReplyCancelled,
+    "conversation.changed": ConversationShown,
 }
 
 INBOX_EVENTS: Mapping[str, type[BaseModel]] = {

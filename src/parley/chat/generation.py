@@ -2,20 +2,21 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from decimal import Decimal
 from functools import partial
-from typing import Any
 
-import orjson
-
+from parley.chat.assistants.service import Assistants
+from parley.chat.attachments.service import AttachmentService
 from parley.chat.draft import Draft
 from parley.chat.endings import Ending, failure
+from parley.chat.endings import Stopped as _Stopped
 from parley.chat.ends import Ends
+from parley.chat.history import History, model_history, model_messages
+from parley.chat.payments import Payments, is_between_calls
+from parley.chat.reading import Reading
 from parley.chat.repository import MessageRepository
-from parley.chat.resuming import Place, Step, model_messages
-from parley.chat.tools import ToolBox
+from parley.chat.resuming import Place, Step
+from parley.chat.tool_runs import ToolCalls, ToolRuns
 from parley.chat.turns import Turns
 from parley.chat.written import Written
 from parley.core.db import Database
@@ -25,37 +26,23 @@ from parley.core.logging import log_context
 from parley.core.settings import LlmSettings
 from parley.llm.errors import ModelError, ReattachRefused
 from parley.llm.ports import (
-    Chunk,
-    CursorChunk,
-    Finish,
-    FinishReason,
     ModelMessage,
     ModelRequest,
-    ReasoningChunk,
-    TextChunk,
     TextPart,
     ToolCallChunk,
-    ToolCallPart,
-    ToolResultPart,
+    ToolSpec,
 )
 from parley.llm.prompts import PromptLibrary, RenderedPrompt
 from parley.realtime.runs import Run
 from parley.realtime.tick import TickWriter
-from parley.usage.service import ModelCall, Tally, UsageService
+from parley.usage.calls import ModelCall
+from parley.usage.ledger import CallRecord
+from parley.usage.service import UsageService
 
 logger = logging.getLogger(__name__)
 
-_UNWRITTEN_CHARACTERS = 64 * 1024
 _FAULTS = 3
 _HAND_OVER_S = 5.0
-
-
-class _Stopped(Exception):
-    """The reply cannot go on; `error` is what its reader is told."""
-
-    def __init__(self, error: dict[str, Any]) -> None:
-        super().__init__(error["code"])
-        self.error = error
 
 
 @dataclass
@@ -66,25 +53,7 @@ class _Account:
     call: ModelCall | None = None
     """The call that is being read."""
     prompt: RenderedPrompt | None = None
-    input_tokens: int = 0
-    cached_tokens: int = 0
-    output_tokens: int = 0
-    cost: Decimal = field(default_factory=Decimal)
-
-    def add(self, tally: Tally) -> None:
-        self.model = tally.model_id
-        self.input_tokens += tally.input_tokens
-        self.cached_tokens += tally.cached_tokens
-        self.output_tokens += tally.output_tokens
-        self.cost += tally.cost
-
-    @property
-    def usage(self) -> dict[str, int]:
-        return {
-            "input_tokens": self.input_tokens,
-            "cached_tokens": self.cached_tokens,
-            "output_tokens": self.output_tokens,
-        }
+    records: list[CallRecord] = field(default_factory=list)
 
 
 def _interrupt(run: Run, account: _Account, work: asyncio.Task[None]) -> None:
@@ -106,16 +75,22 @@ class Generator:
         writer: TickWriter,
         usage: UsageService,
         prompts: PromptLibrary,
-        tools: ToolBox,
+        tool_runs: ToolRuns,
+        assistants: Assistants,
+        attachments: AttachmentService,
+        payments: Payments,
         settings: LlmSettings,
     ) -> None:
+        self._payments = payments
         self._database = database
         self._turns = turns
         self._ends = ends
         self._writer = writer
         self._usage = usage
         self._prompts = prompts
-        self._tools = tools
+        self._tool_runs = tool_runs
+        self._assistants = assistants
+        self._attachments = attachments
         self._settings = settings
         self._tasks: set[asyncio.Task[None]] = set()
         self._closing = False
@@ -163,12 +138,13 @@ class Generator:
             if run.lost:
                 logger.warning("reply is no longer ours")
                 self._writer.untrack(run)
+                await self._ends.left(run, account.records)
                 return
-            if run.handed_over and work.cancelled() and not run.cancelled and await self._hand_over(run):
+            if run.handed_over and work.cancelled() and not run.cancelled and await self._hand_over(run, account):
                 return
             end = self._ending(run, draft, account, work)
             await self._end(run, end)
-            logger.info("reply ended", extra={"status": end.status, "model": end.model, **(end.usage or {})})
+            logger.info("reply ended", extra={"status": end.status, "model": end.model, "calls": len(end.records)})
 
     def _ending(self, run: Run, draft: Draft, account: _Account, work: asyncio.Task[None]) -> Ending:
         status, error = "completed", None
@@ -188,7 +164,7 @@ class Generator:
                     logger.error("reply failed", exc_info=problem)
                     error = failure("internal")
         return Ending(
-            status=status, parts=draft.parts, model=account.model, usage=account.usage, cost=account.cost, error=error,
+            status=status, parts=draft.parts, model=account.model, records=tuple(account.records), error=error,
             prompt_path=account.prompt.path if account.prompt else None,
             prompt_hash=account.prompt.sha256 if account.prompt else None,
         )  # fmt: skip
@@ -221,12 +197,13 @@ class Generator:
                 # The sweep of open replies finds it.
                 logger.exception("the next reply could not be started")
 
-    async def _hand_over(self, run: Run) -> bool:
+    async def _hand_over(self, run: Run, account: _Account) -> bool:
         """Write what there is and give the run up; False when that could not be done, and the run is to be ended."""
         try:
             async with asyncio.timeout(_HAND_OVER_S):
                 await self._writer.flush(run)
                 await self._writer.settle(run)
+                await self._payments.store_ended(run, account.records)
         except TimeoutError:
             return False
         await self._ends.release(run)
@@ -245,28 +222,31 @@ class Generator:
     # -- the model -----------------------------------------------------------------------------------------------
 
     async def _write(self, run: Run, draft: Draft, account: _Account, written: Written | None) -> None:
-        account.prompt = prompt = self._prompts.render(f"chat/{run.options.get('assistant', 'general')}")
-        messages = [ModelMessage("system", (TextPart(prompt.text),)), *await self._history(run)]
+        profile = await self._assistants.profile_of(run)
+        account.prompt = profile.prompt
+        tools = self._tool_runs.of(run, draft, profile)
+        history = await self._history(run, profile.prompt, tools.specs)
+        messages = history.messages
         prefill = self._take_up(run, messages) if run.options.get("continues") else None
-        tools = self._tools.specs(run.scope, run.options.get("tools"))
         calls: list[ToolCallChunk] = []
         said: tuple[TextPart, ...] = ()
         for number in range(self._settings.max_steps):
-            request = ModelRequest(messages=tuple(messages), tools=tools, prefill=prefill)
+            history.fit()
+            request = ModelRequest(messages=tuple(messages), tools=tools.specs, prefill=prefill, **profile.parameters)
             prefill = None
             if written is not None and not number:
-                calls, said = await self._go_on(run, draft, account, messages, request)
+                calls, said = await self._go_on(run, draft, account, messages, request, tools)
             else:
+                if number:
+                    await self._payments.reserve_step(run, run.options.get("model"), request, account.records)
                 calls, said = await self._step(run, draft, account, request)
             if not calls:
                 return
+            await self._payments.store_step(run, account.records)
             # Where the provider's stream could be read on from is past: what follows is another call.
             run.cursor = ""
-            messages.append(ModelMessage("assistant", (*said, *(_call_part(call) for call in calls))))
-            # All calls are in the log before the first is made: none is forgotten if the process is lost meanwhile.
-            begun = [(draft.tool_call(call.name[:100], call.arguments)[0], call) for call in calls]
-            for index, call in begun:
-                messages.append(ModelMessage("tool", (await self._call(run, draft, index, call),)))
+            cost = await self._payments.cost_so_far(run, account.records)
+            messages += await tools.make(said, calls, cost=cost)
         raise _Stopped(failure("bad_output", "The model kept calling tools and gave no answer.", retryable=True))
 
     def _take_up(self, run: Run, messages: list[ModelMessage]) -> str | None:
@@ -275,7 +255,7 @@ class Generator:
         A model that cannot be given a beginning is asked in words.
         """
         last = messages[-1]
-        if last.role == "assistant" and self._usage.can_prefill(run.options["model"]):
+        if last.role == "assistant" and self._usage.can_prefill(run.options["model"], scope=run.scope):
             text = "".join(part.text for part in last.parts if isinstance(part, TextPart))
             if text and all(isinstance(part, TextPart) for part in last.parts):
                 messages.pop()
@@ -285,8 +265,9 @@ class Generator:
         return None
 
     async def _go_on(
-        self, run: Run, draft: Draft, account: _Account, messages: list[ModelMessage], request: ModelRequest
-    ) -> tuple[list[ToolCallChunk], tuple[TextPart, ...]]:
+        self, run: Run, draft: Draft, account: _Account, messages: list[ModelMessage], request: ModelRequest,
+        tools: ToolCalls,
+    ) -> tuple[list[ToolCallChunk], tuple[TextPart, ...]]:  # fmt: skip
         """Go on with a reply whose process was lost: the first step of this process's, which another one began."""
         model: str = run.options["model"]
         step = Step.last_of(draft.written)
@@ -298,8 +279,14 @@ class Generator:
                 return await self._reattach(run, draft, account, asked, step=step, place=place)
             except ReattachRefused:
                 logger.info("the provider no longer has the rest of a reply", extra={"model": place.model})
-        if step.said and not self._usage.can_prefill(model):
-            raise _Stopped(failure("worker_lost"))
+        if not is_between_calls(draft.written):
+            account.records.append(self._payments.lost(run, draft.model or model, request, step))
+        if step.said:
+            # After a fallback the text is another model's than the one that was named: either may go on with it.
+            able = [one for one in (draft.model, model) if one and self._usage.can_prefill(one, scope=run.scope)]
+            if not able:
+                raise _Stopped(failure("worker_lost"))
+            model = able[0]
         draft.resumed(model=model, strategy="prefill" if step.said else "restart")
         prefill = request.prefill
         if step.said:
@@ -308,101 +295,55 @@ class Generator:
         else:
             # Nothing that a reader would see is lost or said twice.
             draft.close()
-            for index, part in draft.unsettled():
-                await self._settle(run, draft, index, part)
+            await tools.settle()
         if step.before:
             before = [*model_messages("assistant", draft.written[: len(step.before)])]
             messages.extend(before)
             prefill = step.said or None
         asked = replace(request, messages=tuple(messages), prefill=prefill)
-        calls, said = await self._step(run, draft, account, asked)
+        await self._payments.reserve_step(run, model, asked, account.records)
+        calls, said = await self._step(run, draft, account, asked, model)
         return calls, _joined(step.said, said)
 
     async def _reattach(
         self, run: Run, draft: Draft, account: _Account, request: ModelRequest, *, step: Step, place: Place
     ) -> tuple[list[ToolCallChunk], tuple[TextPart, ...]]:
         known = step.said[: place.said]
-        call = self._usage.reattach(request, place.model, place.cursor, said=known)
+        call = self._usage.reattach(request, place.model, place.cursor, said=known, scope=run.scope)
         resume = partial(draft.resumed, model=place.model, strategy="reattach")
-        calls, said = await self._read(
-            run, draft, account, call, first=resume, step=step,
-            again=(len(step.said) - len(known), step.reasoned - place.reasoned),
-        )  # fmt: skip
+        again = (len(step.said) - len(known), step.reasoned - place.reasoned)
+        reading = Reading(run, draft, self._writer, first=resume, step=step, again=again)
+        calls, said = await self._read(account, call, reading)
         return calls, _joined(step.said, said)
 
-    async def _settle(self, run: Run, draft: Draft, index: int, part: dict[str, Any]) -> None:
-        """See to a tool call that the lost process left: one that may have been made is repeated only if that is safe.
-
-        One whose `running` was never committed was not made.
-        """
-        if part["state"] == "running" and not self._tools.is_idempotent(part["name"]):
-            draft.tool_ended(index, state="unknown", output={"error": "The outcome of this call is unknown."})
-            return
-        await self._call(run, draft, index, ToolCallChunk(part["call"], part["name"], part["input"], ""))
-
     async def _step(
-        self, run: Run, draft: Draft, account: _Account, request: ModelRequest
+        self, run: Run, draft: Draft, account: _Account, request: ModelRequest, model: str | None = None
     ) -> tuple[list[ToolCallChunk], tuple[TextPart, ...]]:
-        return await self._read(run, draft, account, self._usage.stream(request, run.options.get("model")))
+        call = self._usage.stream(request, model or run.options.get("model"), scope=run.scope, resets=True)
+        return await self._read(account, call, Reading(run, draft, self._writer))
 
     async def _read(
-        self, run: Run, draft: Draft, account: _Account, call: ModelCall, *, first: Callable[[], None] | None = None,
-        step: Step | None = None, again: tuple[int, int] = (0, 0),
-    ) -> tuple[list[ToolCallChunk], tuple[TextPart, ...]]:  # fmt: skip
-        """Read a model's answer. `again`: how much text and reasoning at its start the log has already."""
-        calls: list[ToolCallChunk] = []
-        said: list[str] = []
-        shown, thought = (len(step.said), step.reasoned) if step else (0, 0)
-        skip_text, skip_reasoning = again
+        self, account: _Account, call: ModelCall, reading: Reading
+    ) -> tuple[list[ToolCallChunk], tuple[TextPart, ...]]:
+        """Read a model's answer, and count what it used."""
         account.call = call
         try:
             async with call:
-                async for item in call:
-                    if first is not None and isinstance(item, Chunk):
-                        first()
-                        first = None
-                    match item:
-                        case TextChunk(text=text):
-                            text, skip_text = text[skip_text:], max(skip_text - len(text), 0)
-                            if not text:
-                                continue
-                            draft.text(text)
-                            said.append(text)
-                            shown += len(text)
-                            if run.buffered > _UNWRITTEN_CHARACTERS:
-                                await self._writer.room(run)
-                        case ReasoningChunk(text=text):
-                            text, skip_reasoning = text[skip_reasoning:], max(skip_reasoning - len(text), 0)
-                            if text:
-                                draft.reasoning(text)
-                                thought += len(text)
-                        case CursorChunk(cursor=cursor):
-                            run.cursor = Place(call.entry.id, shown, thought, cursor).to_text()
-                        case ToolCallChunk():
-                            calls.append(item)
-                        case Finish(reason=FinishReason.CONTENT_FILTER):
-                            raise _Stopped(failure("content_filtered", "The provider filtered the answer."))
+                await reading.read(call)
         finally:
             account.call = None
-            account.add(call.tally)
-        return calls, (TextPart("".join(said)),) if said else ()
+            account.records += call.records
+            account.model = reading.model or call.entry.id
+        return reading.calls, reading.said
 
-    async def _call(self, run: Run, draft: Draft, index: int, call: ToolCallChunk) -> ToolResultPart:
-        await draft.tool_running(index)
-        state, output = await self._tools.run(run.scope, call)
-        draft.tool_ended(index, state=state, output=output)
-        return ToolResultPart(call.call_id, call.name, orjson.dumps(output).decode(), failed=state == "failed")
-
-    async def _history(self, run: Run) -> list[ModelMessage]:
+    async def _history(self, run: Run, prompt: RenderedPrompt, tools: tuple[ToolSpec, ...]) -> History:
         path, run.history = run.history, None
         if path is None:
             async with self._database.unit_of_work(run.scope) as unit:
                 path = await MessageRepository(unit, run.scope).path_to(run.question_id)
-        return [message for role, parts in path for message in model_messages(role, parts)]
-
-
-def _call_part(call: ToolCallChunk) -> ToolCallPart:
-    return ToolCallPart(call.call_id, call.name, call.arguments or {})
+        entry = self._usage.models(run.scope).resolve(run.options.get("model"))
+        load = partial(self._attachments.contents, run.scope, run.question_id)
+        return await model_history(path, system=prompt.text, entry=entry, tools=tools, load=load)
 
 
 def _joined(before: str, said: tuple[TextPart, ...]) -> tuple[TextPart, ...]:

@@ -14,6 +14,21 @@ from parley.realtime.fold import apply_reply_event
 
 OPEN = frozenset({"queued", "streaming"})
 
+TITLE_LENGTH = 60
+"""What a title has at most that no person wrote."""
+
+
+def first_words(text: str) -> str | None:
+    """Return the title that a first message makes until there is a better one; None where it says nothing.
+
+    Cut between two words, where that leaves enough.
+    """
+    line = " ".join(text.split())
+    if len(line) <= TITLE_LENGTH:
+        return line or None
+    whole, space, _ = line[: TITLE_LENGTH + 1].rpartition(" ")
+    return whole if space and len(whole) > TITLE_LENGTH // 2 else line[:TITLE_LENGTH].strip()
+
 
 def conversation_channel(workspace_id: UUID, conversation_id: UUID) -> Channel:
     """Return the channel of a conversation."""

@@ -1,12 +1,10 @@
 """Where a reply that was cut off can go on: what its model has been told, what it has said, what the provider has."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import orjson
-
-from parley.llm.ports import ModelMessage, TextPart, ToolCallPart, ToolResultPart
+from parley.chat.written import step_start
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +22,7 @@ class Step:
     @classmethod
     def last_of(cls, parts: Sequence[dict[str, Any]]) -> "Step":
         """Cut after the last tool call: what follows its result is a new call of the model."""
-        start = max((index for index, part in enumerate(parts) if part["type"] == "tool"), default=-1) + 1
+        start = step_start(parts)
         rest = parts[start:]
         return cls(
             before=list(parts[:start]),
@@ -57,31 +55,3 @@ class Place:
             return None
         model, said, reasoned, cursor = text.split("|", 3)
         return cls(model, int(said), int(reasoned), cursor)
-
-
-def model_messages(role: str, parts: Iterable[dict[str, Any]]) -> Iterable[ModelMessage]:
-    """Return a stored message as models take it: a reply with tool calls is several of theirs."""
-    if role != "assistant":
-        text = "\n\n".join(part["text"] for part in parts if part["type"] == "text")
-        yield ModelMessage("system" if role == "system" else "user", (TextPart(text),))
-        return
-    said: list[TextPart | ToolCallPart] = []
-    results: list[ToolResultPart] = []
-    for part in parts:
-        if part["type"] == "text" and part["text"]:
-            if results:
-                yield ModelMessage("assistant", tuple(said))
-                yield from (ModelMessage("tool", (result,)) for result in results)
-                said, results = [], []
-            said.append(TextPart(part["text"]))
-        elif part["type"] == "tool":
-            said.append(ToolCallPart(part["call"], part["name"], part["input"] or {}))
-            output = part["output"] if part["output"] is not None else {"error": "the outcome is unknown"}
-            results.append(
-                ToolResultPart(
-                    part["call"], part["name"], orjson.dumps(output).decode(), failed=part["state"] != "done"
-                )
-            )
-    if said:
-        yield ModelMessage("assistant", tuple(said))
-    yield from (ModelMessage("tool", (result,)) for result in results)

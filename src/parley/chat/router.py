@@ -5,19 +5,32 @@ from uuid import UUID
 
 from fastapi import APIRouter, Header, Query, Request, Response
 
+from parley.chat.assistants.dependencies import AssistantServiceDep
+from parley.chat.branches import Edit
 from parley.chat.dependencies import ChatDep, ConversationServiceDep
-from parley.chat.schemas import ConversationCreate, ConversationRead, ConversationUpdate, MessageRead, MessageSend, Turn
+from parley.chat.schemas import (
+    ConversationCreate,
+    ConversationRead,
+    ConversationUpdate,
+    MessageEdit,
+    MessageRead,
+    MessageSend,
+    Turn,
+)
+from parley.chat.service import Whose
+from parley.chat.setup import Chat
 from parley.chat.turn_stream import TurnStream
-from parley.chat.turns import Again, Send
+from parley.chat.turns import Again, Send, Sent
 from parley.core.envelope import CursorEnvelope, Envelope, ErrorEnvelope, PageEnvelope, respond, respond_page
 from parley.core.errors import Invalid
 from parley.core.idempotency import ONCE_RESPONSES, RequestOnce
 from parley.core.ids import new_id
 from parley.core.pagination import MAX_PER_PAGE, Page
-from parley.core.scope import Credential, CurrentScope
+from parley.core.scope import Credential, CurrentScope, Scope
 from parley.llm.registry import ModelInfo
 from parley.realtime.dependencies import RealtimeDep
 from parley.realtime.router import EventStream, EventStreamResponse
+from parley.realtime.service import Realtime
 from parley.tenancy.permissions import Permission, needs
 
 router = APIRouter(tags=["chat"])
@@ -38,9 +51,13 @@ async def list_conversations(
     service: ConversationServiceDep,
     page: Page,
     archived: Annotated[bool, Query(description="Show the archived ones instead")] = False,
+    pinned: Annotated[bool | None, Query(description="Only those that the caller has pinned, or has not")] = None,
+    whose: Annotated[
+        Whose, Query(alias="filter", description="The caller's own, those that others share, or both")
+    ] = "mine",
 ) -> Response:
-    """List the caller's conversations, the one that moved last first."""
-    rows, total = await service.page(page, archived=archived)
+    """List conversations: pinned ones first, then the one that moved last."""
+    rows, total = await service.page(page, archived=archived, whose=whose, pinned=pinned)
     return respond_page(rows, page=page, total=total)
 
 
@@ -52,11 +69,17 @@ async def list_conversations(
     openapi_extra=_WRITE,
 )
 async def create_conversation(
-    body: ConversationCreate, service: ConversationServiceDep, chat: ChatDep, once: RequestOnce
+    body: ConversationCreate,
+    scope: CurrentScope,
+    service: ConversationServiceDep,
+    assistants: AssistantServiceDep,
+    chat: ChatDep,
+    once: RequestOnce,
 ) -> Response:
     """Make a conversation."""
     if body.model is not None:
-        chat.registry.resolve(body.model)
+        chat.models(scope).resolve(body.model)
+    body.assistant = await assistants.resolve(body.assistant)
     made = await service.start(body)
     return await once.keep(respond(made, status=201, headers={"Location": f"/api/v1/conversations/{made.id}"}))
 
@@ -76,11 +99,18 @@ async def get_conversation(conversation_id: UUID, service: ConversationServiceDe
     openapi_extra=_WRITE,
 )
 async def update_conversation(
-    conversation_id: UUID, body: ConversationUpdate, service: ConversationServiceDep, chat: ChatDep
+    conversation_id: UUID,
+    body: ConversationUpdate,
+    scope: CurrentScope,
+    service: ConversationServiceDep,
+    assistants: AssistantServiceDep,
+    chat: ChatDep,
 ) -> Response:
     """Change a conversation; what is left out stays."""
     if body.model is not None:
-        chat.registry.resolve(body.model)
+        chat.models(scope).resolve(body.model)
+    if body.assistant is not None:
+        body.assistant = await assistants.resolve(body.assistant)
     return respond(await service.change(conversation_id, body))
 
 
@@ -102,24 +132,31 @@ async def list_messages(
     service: ConversationServiceDep,
     limit: Annotated[int, Query(ge=1, le=MAX_PER_PAGE)] = 50,
     cursor: Annotated[UUID | None, Query(description="`next_cursor` of the stretch before")] = None,
+    branch: Annotated[UUID | None, Query(description="Only the branch that ends in this message")] = None,
 ) -> Response:
-    """List messages of all branches: the newest stretch first, ascending within."""
-    rows, following = await service.messages(conversation_id, before=cursor, limit=limit)
+    """List messages of all branches, or of one: the newest stretch first, ascending within.
+
+    Messages with the same `parent_id` are versions of each other.
+    """
+    rows, following = await service.messages(conversation_id, before=cursor, limit=limit, branch=branch)
     return respond(rows, next_cursor=str(following) if following else None)
+
+
+_TURN: dict[int | str, dict[str, Any]] = {
+    **ERRORS,
+    200: {
+        "content": {"text/event-stream": {}},
+        "description": "With `Accept: text/event-stream`: the events of this turn, to the terminal one",
+    },
+    409: {"model": ErrorEnvelope},
+}
 
 
 @router.post(
     "/conversations/{conversation_id}/messages",
     status_code=202,
     response_model=Envelope[Turn],
-    responses={
-        **ERRORS,
-        200: {
-            "content": {"text/event-stream": {}},
-            "description": "With `Accept: text/event-stream`: the events of this turn, to the terminal one",
-        },
-        409: {"model": ErrorEnvelope},
-    },
+    responses=_TURN,
     openapi_extra=_WRITE,
 )
 async def send_message(
@@ -135,18 +172,43 @@ async def send_message(
     wanted = Send(
         conversation_id=conversation_id,
         cid=_cid(idempotency_key),
-        texts=tuple(body.texts),
+        contents=body.contents,
         model=body.model,
         parent=body.parent,
         on_active=body.on_active,
     )
-    sent = await chat.turns.send(scope, wanted)
+    return await _answer(await chat.turns.send(scope, wanted), request, scope, chat, realtime)
+
+
+@router.patch(
+    "/messages/{message_id}",
+    status_code=202,
+    response_model=Envelope[Turn],
+    responses=_TURN,
+    openapi_extra=_WRITE,
+)
+async def edit_message(
+    message_id: UUID,
+    body: MessageEdit,
+    request: Request,
+    scope: CurrentScope,
+    chat: ChatDep,
+    realtime: RealtimeDep,
+    idempotency_key: _Cid = None,
+) -> Response:
+    """Say something else in a message's place and have that answered: a branch, beside the old one, which stays."""
+    wanted = Edit(message_id, _cid(idempotency_key), body.contents, model=body.model, on_active=body.on_active)
+    return await _answer(await chat.branches.edit(scope, wanted), request, scope, chat, realtime)
+
+
+async def _answer(sent: Sent, request: Request, scope: Scope, chat: Chat, realtime: Realtime) -> Response:
+    """Return a turn as JSON at once, or its events as they come."""
     if "text/event-stream" not in request.headers.get("accept", ""):
         return respond({"message": sent.message, "reply": sent.reply}, status=202)
     turn = TurnStream(EventStream(realtime, scope), sent)
     start_seq = await chat.turns.start_of(scope, UUID(sent.reply["id"]))
     credential: Credential = request.state.credential
-    snapshot = await turn.open(f"conversation:{conversation_id}", start_seq)
+    snapshot = await turn.open(f"conversation:{sent.message['conversation_id']}", start_seq)
     return EventStreamResponse(
         turn.follow(snapshot, until=credential.expires_at), timeout_s=realtime.settings.ack_timeout_s
     )
@@ -210,6 +272,6 @@ async def regenerate_reply(
     responses={401: {"model": ErrorEnvelope}},
     openapi_extra=_MODELS,
 )
-async def list_models(scope: CurrentScope, chat: ChatDep) -> Response:  # noqa: ARG001 - only who is signed in may ask
+async def list_models(scope: CurrentScope, chat: ChatDep) -> Response:
     """List the models: which can be used now, and why the rest cannot."""
-    return respond(chat.registry.describe())
+    return respond(chat.models(scope).describe())

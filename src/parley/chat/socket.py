@@ -4,6 +4,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from parley.chat.approvals.service import Approvals
 from parley.chat.ends import Ends
 from parley.chat.errors import ConversationNotFound
 from parley.chat.messages import conversation_of
@@ -12,7 +13,7 @@ from parley.chat.tools import ToolBox
 from parley.chat.turns import Again, Send, Turns
 from parley.core.errors import Invalid
 from parley.core.scope import Scope
-from parley.realtime.frames import ChatSend, ReplyCancel, ReplyContinue, ReplyRegenerate
+from parley.realtime.frames import ChatSend, ReplyCancel, ReplyContinue, ReplyRegenerate, ToolApprove
 
 _content = TypeAdapter(MessageSend)
 
@@ -20,10 +21,11 @@ _content = TypeAdapter(MessageSend)
 class ChatFrames:
     """The handlers of `chat.send` and of the frames about a reply."""
 
-    def __init__(self, turns: Turns, ends: Ends, tools: ToolBox) -> None:
+    def __init__(self, turns: Turns, ends: Ends, tools: ToolBox, approvals: Approvals) -> None:
         self._turns = turns
         self._ends = ends
         self._tools = tools
+        self._approvals = approvals
 
     async def send(self, scope: Scope, frame: ChatSend) -> dict[str, Any]:
         """Store a message and begin its reply; `ok` carries both ids."""
@@ -45,7 +47,7 @@ class ChatFrames:
             Send(
                 conversation_id=conversation_id,
                 cid=frame.cid,
-                texts=tuple(content.texts),
+                contents=content.contents,
                 model=options.model if options else None,
                 tools=tuple(options.tools) if options and options.tools is not None else None,
                 parent=frame.parent,
@@ -58,6 +60,11 @@ class ChatFrames:
         """Stop a reply."""
         await self._ends.cancel(scope, frame.reply)
         return {"reply": str(frame.reply)}
+
+    async def approve(self, scope: Scope, frame: ToolApprove) -> dict[str, Any]:
+        """Say yes or no to a tool call that waits."""
+        decided = await self._approvals.decide(scope, frame.call, approved=frame.approved, reply=frame.reply)
+        return decided.model_dump(mode="json")
 
     async def continue_(self, scope: Scope, frame: ReplyContinue) -> dict[str, Any]:
         """Go on from where a reply stopped; `ok` carries what is continued and the new reply."""

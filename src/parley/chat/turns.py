@@ -1,7 +1,7 @@
 """A turn: the question is durable before anyone hears of it, and every reply comes to exactly one end.
 
 Locks are taken in one order everywhere: the conversation, its head in the log, run records and messages, and last the
-head of the user's inbox.
+heads of inboxes, and after them the counters of budgets.
 """
 
 import hashlib
@@ -13,6 +13,8 @@ from uuid import UUID
 
 import orjson
 
+from parley.chat.assistants.types import own_assistant
+from parley.chat.attachments.service import choose_model, message_parts
 from parley.chat.endings import Ending, failure
 from parley.chat.ends import Ends
 from parley.chat.errors import (
@@ -23,7 +25,9 @@ from parley.chat.errors import (
     ReplyNotFound,
     TooManyReplies,
 )
-from parley.chat.messages import conversation_channel, conversation_json, materialise, message_json
+from parley.chat.inbox import tell_owner
+from parley.chat.messages import conversation_channel, first_words, materialise, message_json
+from parley.chat.payments import Payments
 from parley.chat.repository import ConversationRepository, MessageRepository
 from parley.chat.written import Written
 from parley.core import clock
@@ -35,7 +39,7 @@ from parley.core.settings import RealtimeSettings
 from parley.llm.registry import ModelRegistry
 from parley.realtime import runs
 from parley.realtime.bus import Bus
-from parley.realtime.events import Channel, NewEvent, user_channel
+from parley.realtime.events import Channel, NewEvent
 from parley.realtime.log import append
 from parley.realtime.runs import Orphan, Run
 from parley.realtime.tick import TickWriter
@@ -43,28 +47,36 @@ from parley.tenancy.permissions import Permission
 
 logger = logging.getLogger(__name__)
 
-_TITLE_LENGTH = 60
 _BUSY_S = 5
 _ATTEMPTS = 3
 
 
 @dataclass(frozen=True, slots=True)
 class Send:
-    """A message that someone wants answered. `cid` makes it idempotent."""
+    """A message that someone wants answered: texts and ids of attachments. `cid` makes it idempotent."""
 
     conversation_id: UUID
     cid: UUID
-    texts: tuple[str, ...]
+    contents: tuple[str | UUID, ...]
     model: str | None = None
     tools: tuple[str, ...] | None = None
     parent: UUID | None = None
     on_active: str = "queue"
+    edits: UUID | None = None
+    """The message that it is another version of; `parent` is that one's then, none for a first message."""
 
     @property
     def body_hash(self) -> bytes:
         """What must be the same when the key comes again. Where it was sent to is part of it."""
-        body = [str(self.conversation_id), self.texts, self.model, self.tools, str(self.parent)]
+        body = [str(self.conversation_id), self.contents, self.model, self.tools, str(self.parent)]
+        if self.edits is not None:
+            body.append(str(self.edits))
         return hashlib.sha256(orjson.dumps(body)).digest()
+
+    @property
+    def texts(self) -> list[str]:
+        """What it says."""
+        return [content for content in self.contents if isinstance(content, str)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,19 +112,21 @@ class Turns:
         database: Database,
         bus: Bus,
         writer: TickWriter,
-        registry: ModelRegistry,
+        models: Callable[[Scope], ModelRegistry],
         settings: RealtimeSettings,
         limits: ApiLimits,
         ends: Ends,
+        payments: Payments,
         *,
         generates: bool = True,
     ) -> None:
         self._ends = ends
+        self._payments = payments
         self._generates = generates
         self._database = database
         self._bus = bus
         self._writer = writer
-        self._registry = registry
+        self._models = models
         self._settings = settings
         self._limits = limits
         self.on_started: Callable[[Run, Written | None], None] = _nobody
@@ -127,7 +141,7 @@ class Turns:
         """Store a question and begin its reply. The same `cid` gives the same answer, for ever.
 
         Raises `ConversationNotFound`, `MessageNotFound` (parent), `CidReused`, `ReplyActive`, `TooMany`,
-        `TooManyReplies`, and `UnknownModel` or `ModelNotUsable` before anything is stored.
+        `TooManyReplies`, `OverBudget`, and `UnknownModel` or `ModelNotUsable` before anything is stored.
         """
         await self._limits.send(scope)
         sent, interrupted = await self._send(scope, wanted)
@@ -145,7 +159,7 @@ class Turns:
                 channel=channel.key,
                 cid=wanted.cid,
                 parent=wanted.parent,
-                current=conversation["current_id"],
+                current=None if wanted.edits else conversation["current_id"],
             )
             if before["known_id"] is not None:
                 return await self._again(messages, wanted), None
@@ -155,11 +169,19 @@ class Turns:
                 raise TooManyReplies(retry_after_s=_BUSY_S)
             if before["open"] and wanted.on_active == "reject":
                 raise ReplyActive
-            entry = self._registry.resolve(wanted.model or conversation["model"])
+            parts = await message_parts(unit, scope, wanted.conversation_id, wanted.contents)
+            own = own_assistant(conversation)
+            named = wanted.model or conversation["model"] or (own["model"] if own else None)
+            entry = choose_model(self._models(scope), named, parts)
             waiting: int = before["open"]
-            run, sent = await self._store(unit, scope, wanted, dict(conversation), model=entry.id, waiting=waiting)
+            run, sent = await self._store(
+                unit, scope, wanted, dict(conversation), parts=parts, model=entry.id, waiting=waiting
+            )
             run.history = [*orjson.loads(before["history"] or "[]"), ("user", sent.message["parts"])]
+            run.assistant = own
             self._begin_after_commit(unit, run, waiting=waiting)
+            if before["budgeted"]:
+                await self._payments.reserve(unit, run, before["history"] or "", question=sent.message)
             return sent, before["streaming_id"] if wanted.on_active == "interrupt" else None
 
     async def _again(self, messages: MessageRepository, wanted: Send | Again) -> Sent:
@@ -170,11 +192,11 @@ class Turns:
         return Sent(question, reply)
 
     async def _store(
-        self, unit: UnitOfWork, scope: Scope, wanted: Send, conversation: dict[str, Any], *, model: str, waiting: int
-    ) -> tuple[Run, Sent]:
+        self, unit: UnitOfWork, scope: Scope, wanted: Send, conversation: dict[str, Any], *,
+        parts: list[dict[str, Any]], model: str, waiting: int,
+    ) -> tuple[Run, Sent]:  # fmt: skip
         question_id, reply_id, moment = new_id(), new_id(), clock.now()
-        parent = wanted.parent or conversation["current_id"]
-        parts = [{"type": "text", "text": text} for text in wanted.texts]
+        parent = wanted.parent if wanted.edits else wanted.parent or conversation["current_id"]
         shared = {
             "conversation_id": wanted.conversation_id,
             "usage": None,
@@ -193,7 +215,7 @@ class Turns:
         conversation.update(
             current_id=reply_id,
             updated_at=moment,
-            title=conversation["title"] or " ".join(" ".join(wanted.texts).split())[:_TITLE_LENGTH].strip() or None,
+            title=conversation["title"] or first_words(" ".join(wanted.texts)),
         )
         channel = conversation_channel(scope.workspace_id, wanted.conversation_id)
         seqs = await append(
@@ -215,9 +237,7 @@ class Turns:
             wanted.cid, wanted.body_hash, moment, model, channel.key, *self._beginning(options, waiting, seqs[1]),
             conversation["title"],
         )  # fmt: skip
-        # Last, right before the commit: all sends of a user meet at the head of the inbox.
-        inbox = user_channel(scope.workspace_id, scope.user_id)
-        await append(unit, self._bus, [NewEvent(inbox, "conversation.updated", conversation_json(conversation))])
+        await tell_owner(unit, self._bus, conversation)
         return run, Sent(question, reply)
 
     async def again(self, scope: Scope, wanted: Again) -> Sent:
@@ -249,7 +269,7 @@ class Turns:
                 raise TooManyReplies(retry_after_s=_BUSY_S)
             former = orjson.loads(found["options"])
             options = {
-                "model": self._registry.resolve(former["model"]).id,
+                "model": self._models(scope).resolve(former["model"]).id,
                 "tools": former.get("tools"),
                 "assistant": conversation["assistant"],
                 "continues": wanted.mode == "continue",
@@ -259,8 +279,11 @@ class Turns:
                 unit, scope, wanted, conversation, parent=parent, options=options, waiting=before["open"]
             )
             run.history = orjson.loads(before["history"] or "[]")
+            run.assistant = own_assistant(conversation)
             self._begin_after_commit(unit, run, waiting=before["open"])
             (answered,) = await materialise(messages, list((await messages.find_all([parent])).values()))
+            if before["budgeted"]:
+                await self._payments.reserve(unit, run, before["history"] or "")
             return Sent(answered, reply)
 
     async def _store_again(
@@ -287,8 +310,7 @@ class Turns:
             conversation["id"], reply_id, parent, scope.user_id, wanted.cid, wanted.body_hash, moment, model,
             channel.key, *self._beginning(options, waiting, seqs[0]),
         )  # fmt: skip
-        inbox = user_channel(scope.workspace_id, scope.user_id)
-        await append(unit, self._bus, [NewEvent(inbox, "conversation.updated", conversation_json(conversation))])
+        await tell_owner(unit, self._bus, conversation)
         run = Run(
             scope=scope, reply_id=reply_id, question_id=parent, channel=channel, fence=1, start_seq=seqs[0],
             options=options,
@@ -333,7 +355,7 @@ class Turns:
             conversation_id = UUID(channel.key.partition(":")[2])
             messages = MessageRepository(unit, scope)
             try:
-                await ConversationRepository(unit, scope).lock(conversation_id)
+                await ConversationRepository(unit, scope).hold(conversation_id)
             except ConversationNotFound:
                 return
             row = await messages.next_queued(channel.key)
@@ -373,7 +395,7 @@ class Turns:
                 return False
             events = await MessageRepository(unit, scope).open_events([run.reply_id])
             written = Written.from_events((e, d) for _, e, d in events)
-            model = run.options.get("model")
+            model = written.model or run.options.get("model")
             end: Ending | None = None
             if run.cancelled:
                 end = Ending(status="cancelled", parts=written.ending, model=model)
@@ -381,7 +403,7 @@ class Turns:
                 end = Ending(status="failed", parts=written.ending, model=model, error=failure("worker_lost"))
             if end is None:
                 unit.after_commit(lambda: self._begin(run, written))
-            elif not await self._ends.finish_in(unit, run, end):
+            elif not await self._ends.finish_in(unit, run, await self._payments.with_lost(unit, run, end, written)):
                 await unit.session.rollback()
                 return False
         if end is not None:

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from parley.cli import database, key, session, user, workspace
+from parley.cli import database, key, session, usage, user, workspace
 from parley.cli.options import AsJson
 from parley.cli.problems import explained
 
@@ -18,6 +18,7 @@ app.add_typer(user.app, name="user")
 app.add_typer(workspace.app, name="workspace")
 app.add_typer(key.app, name="key")
 app.add_typer(session.app, name="session")
+app.add_typer(usage.app, name="usage")
 
 
 @app.command()

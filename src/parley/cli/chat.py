@@ -13,6 +13,7 @@ from uuid import uuid4
 
 import typer
 
+from parley.cli.approving import Asking
 from parley.client import ApiError, ClientError, ConnectionChange, ConnectionStopped, ParleyHTTP, RealtimeClient
 from parley.client.session_file import SessionFile, session_path
 from parley.client.states import FINISHED, find_message
@@ -47,6 +48,7 @@ class ChatOptions:
     conversation: str | None = None
     new: bool = False
     model: str | None = None
+    assistant: str | None = None
     messages: list[str] = field(default_factory=list)
     session: Path | None = None
 
@@ -65,6 +67,7 @@ class Chat:
         self._conversation = ""
         self._reply: str | None = None
         self._view: ReplyView | None = None
+        self._asking: Asking | None = None
         self._busy = False
         self._stopping = False
         self._lost = False
@@ -147,7 +150,8 @@ class Chat:
         await self._new()
 
     async def _new(self) -> None:
-        await self._open(await self._http.create_conversation(model=self._model))
+        made = await self._http.create_conversation(model=self._model, assistant=self._options.assistant)
+        await self._open(made)
 
     async def _open(self, conversation: dict[str, Any]) -> None:
         if self._conversation:
@@ -199,12 +203,17 @@ class Chat:
         self._busy, self._reply, self._view = True, reply, ReplyView(self._screen)
         if self._stopping:
             self._cancel_reply()
+        self._asking = Asking(self._client, self._lines, self._screen, interactive=self._interactive)
+        asking = asyncio.create_task(self._asking.run(reply))
         try:
             self._moved(self._channel)
             message = await self._client.wait_terminal(reply)
             self._view.show(message)
         finally:
-            self._busy, self._reply, self._view = False, None, None
+            asking.cancel()
+            with suppress(asyncio.CancelledError, ClientError):
+                await asking
+            self._busy, self._reply, self._view, self._asking = False, None, None, None
         self._screen.end_line()
         if message["status"] == "cancelled":
             self._screen.note("stopped")
@@ -245,6 +254,8 @@ class Chat:
         message = find_message(self._client.state(ch), self._reply)
         if message is not None:
             self._view.show(message)
+            if self._asking is not None:
+                self._asking.show(message)
 
     def _connection(self, change: ConnectionChange) -> None:
         if change.state == "disconnected":
@@ -343,13 +354,15 @@ def chat_command(
     conversation: Annotated[str | None, typer.Option(help="Go on with this conversation")] = None,
     new: Annotated[bool, typer.Option("--new", help="Begin a new conversation")] = False,
     model: Annotated[str | None, typer.Option(help="Answer with this model")] = None,
+    assistant: Annotated[str | None, typer.Option(help="Who answers in new conversations: a name or an id")] = None,
     message: Annotated[list[str] | None, typer.Option("--message", "-m", help="Send this and leave")] = None,
     no_save: Annotated[bool, typer.Option("--no-save", help="Do not keep the session in ~/.config/parley")] = False,
 ) -> None:
     """Talk with a model in the terminal. Input that is piped in is sent line by line."""
     options = ChatOptions(
         server=server.rstrip("/"), email=email, password=password, sign_up=sign_up, conversation=conversation, new=new,
-        model=model, messages=message or [], session=None if no_save else session_path(server, os.environ),
+        model=model, assistant=assistant, messages=message or [],
+        session=None if no_save else session_path(server, os.environ),
     )  # fmt: skip
     try:
         code = _run(options)

@@ -30,6 +30,8 @@ _CLOCK_PROBLEM_S: Final = 10.0
 _TIMEOUT_S: Final = 5.0
 
 _FAILED_JOBS = "SELECT count(*) FROM jobs WHERE status = 'failed' AND finished_at > now() - interval '1 day'"
+_PROVIDER_KEYS = "SELECT workspace_id, provider, sealed, base_url, given_for FROM provider_keys"
+_KEYS_NAMED: Final = 10
 _LATE_JOBS = "SELECT count(*) FROM jobs WHERE status = 'queued' AND run_at < now() - interval '10 minutes'"
 
 
@@ -157,6 +159,46 @@ async def _check_server(connection: asyncpg.Connection, urls: DatabaseUrls) -> A
         yield Finding("jobs", "ok", "none failed within a day, none waits")
 
 
+async def check_provider_keys(urls: DatabaseUrls, settings: Settings) -> AsyncIterator[Finding]:
+    """Try to open the workspaces' own keys of providers: a secret that was taken away cannot open them any more."""
+    try:
+        connection = await asyncpg.connect(asyncpg_dsn(urls.direct), timeout=_TIMEOUT_S, statement_cache_size=0)
+    except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, ValueError):
+        return  # said above
+    try:
+        if urls.become:
+            await connection.execute("SET ROLE parley_system")
+        rows = await connection.fetch(_PROVIDER_KEYS)
+    except asyncpg.PostgresError:
+        return  # an older schema: said above
+    finally:
+        await connection.close()
+    if not rows:
+        return
+    from parley.core.secrets import key_ring, load_secrets  # noqa: PLC0415 - only with keys
+    from parley.llm.provider_key_vault import PURPOSE, Vault  # noqa: PLC0415 - as above
+    from parley.llm.provider_keys import StoredKey  # noqa: PLC0415 - as above
+
+    vault = Vault(key_ring(load_secrets(settings), PURPOSE))
+    keys = [StoredKey(**row) for row in rows]
+    lost = [key for key in keys if vault.open(key.sealed, key.bound_to) is None]
+    former = sum(not vault.is_current(key.sealed) for key in keys) - len(lost)
+    for key in lost[:_KEYS_NAMED]:
+        yield Finding(
+            "provider keys",
+            "problem",
+            f"the key of workspace {key.workspace_id} for {key.provider} cannot be read",
+            "Add the former secret to PARLEY_SECRET_KEY, behind the present one, or have the key set again",
+        )
+    if len(lost) > _KEYS_NAMED:
+        yield Finding("provider keys", "problem", f"{len(lost) - _KEYS_NAMED} more cannot be read", "As above")
+    if former > 0:
+        advice = "Keep the former secret until a server has started: it seals them with the present one"
+        yield Finding("provider keys", "warning", f"{former} are sealed with a former secret", advice)
+    if not lost:
+        yield Finding("provider keys", "ok", f"{len(keys)} of workspaces, all readable")
+
+
 # -- what else is asked ------------------------------------------------------------------------------------------------
 
 
@@ -256,7 +298,13 @@ async def check_smtp(settings: Settings) -> AsyncIterator[Finding]:
 async def examine(settings: Settings, urls: DatabaseUrls) -> list[Finding]:
     """Run every check that needs no server of ours."""
     found = [*check_settings(settings), check_disk(settings), check_models(settings)]
-    for checks in (check_database(urls), check_issuers(settings), check_redis(settings), check_smtp(settings)):
+    for checks in (
+        check_database(urls),
+        check_provider_keys(urls, settings),
+        check_issuers(settings),
+        check_redis(settings),
+        check_smtp(settings),
+    ):
         found += [finding async for finding in checks]
     return found
 

@@ -194,6 +194,7 @@ class _Server(uvicorn.Server):
             await asyncio.gather(
                 drain(state.realtime, window_s=window_s, deadline_s=min(_LEAVE_S, window_s)),
                 state.chat.drain(realtime.drain_s),
+                state.dialect.running.drain(realtime.drain_s),
             )
         except Exception:
             logger.exception("not everything was brought to its end")

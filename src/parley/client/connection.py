@@ -161,6 +161,15 @@ class RealtimeClient:
         self._check()
         await self._requests.ask({"t": "reply.cancel", "reply": reply}, durable=True)
 
+    async def approve(self, reply: str, call: str, *, approved: bool) -> dict[str, Any]:
+        """Say yes or no to a tool call that waits; returns `{call, reply, approved}`. What comes of it are events.
+
+        The first answer holds, whoever gives it where: the same one again is harmless, the other one an `ApiError`.
+        """
+        self._check()
+        frame: Frame = {"t": "tool.approve", "reply": reply, "call": call, "approved": approved}
+        return await self._requests.ask(frame, durable=True)
+
     async def continue_reply(self, reply: str, *, cid: UUID | str | None = None) -> dict[str, Any]:
         """Go on from where a reply stopped, in a reply of its own; returns `{message, reply}`, the ids.
 

@@ -128,9 +128,12 @@ class ParleyHTTP:
 
     # -- conversations -------------------------------------------------------------------------------------------
 
-    async def create_conversation(self, *, title: str | None = None, model: str | None = None) -> dict[str, Any]:
-        """Make a conversation."""
-        body = {key: value for key, value in {"title": title, "model": model}.items() if value is not None}
+    async def create_conversation(
+        self, *, title: str | None = None, model: str | None = None, assistant: str | None = None
+    ) -> dict[str, Any]:
+        """Make a conversation; `assistant` is the name of who answers in it, or its id."""
+        wanted = {"title": title, "model": model, "assistant": assistant}
+        body = {key: value for key, value in wanted.items() if value is not None}
         return _object(await self._authorised("POST", "/conversations", json=body))
 
     async def list_conversations(self, *, page: int = 1, per_page: int = 20) -> list[dict[str, Any]]:
@@ -168,6 +171,15 @@ class ParleyHTTP:
         answer = await self._authorised("POST", f"/replies/{quote(reply, safe='')}/cancel")
         data: dict[str, Any] | None = answer.get("data")
         return data
+
+    async def approve(self, call: str, *, approved: bool) -> dict[str, Any]:
+        """Say yes or no to a tool call that waits; returns `{call, reply, approved}`. The first answer holds."""
+        path = f"/tool-calls/{quote(call, safe='')}/approve"
+        return _object(await self._authorised("POST", path, json={"approved": approved}))
+
+    async def list_assistants(self) -> list[dict[str, Any]]:
+        """Return the built-in assistants and the workspace's own."""
+        return _list(await self._authorised("GET", "/assistants"))
 
     async def continue_reply(self, reply: str, *, cid: UUID | str | None = None) -> dict[str, Any]:
         """Go on from where a reply stopped, in a reply of its own; returns `{message, reply}`, both whole.

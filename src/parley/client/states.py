@@ -69,7 +69,7 @@ def _fold_conversation(state: State, e: str, d: Data) -> bool:
                 messages.remove(gone)
                 if conversation.get("current_id") == gone["id"]:
                     conversation["current_id"] = gone.get("parent_id")
-        case "conversation.updated":
+        case "conversation.changed":
             conversation.update(d)
     return True
 

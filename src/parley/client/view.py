@@ -20,9 +20,10 @@ class ReplyView:
         self._open: dict[int, str] = {}
 
     def resumed(self, d: dict[str, Any]) -> None:
-        """Tell that another process writes the reply on, unless nothing of it was to be seen yet."""
-        if self._part or self._off or self._announced:
-            model = f" with {d['model']}" if d.get("strategy") == "fallback" else ""
+        """Tell that another process or model writes the reply on, unless nothing of it was to be seen yet."""
+        fallback = d.get("strategy") == "fallback"
+        if self._part or self._off or self._announced or fallback:
+            model = f" with {d['model']}" if fallback else ""
             self._screen.note(f"… the reply goes on{model}")
 
     def show(self, message: dict[str, Any]) -> None:

@@ -144,7 +144,9 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
 
 def _methods(request: Request) -> list[str]:
     """Return what the path can be asked with: each method is a route of its own here."""
-    matching = (route for route in request.app.router.routes if route.matches(request.scope)[0] is not Match.NONE)
+    matching = [route for route in request.app.router.routes if route.matches(request.scope)[0] is not Match.NONE]
+    # A word that stands where another route has an id is no id.
+    matching = [route for route in matching if "{" not in getattr(route, "path", "")] or matching
     return sorted({method for route in matching for method in getattr(route, "methods", None) or ()})
 
 

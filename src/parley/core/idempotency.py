@@ -224,33 +224,48 @@ def _credential(scope: Scope) -> str:
     return f"key:{scope.key_id}" if scope.key_id else f"issuer:{scope.issuer}" if scope.issuer else "session"
 
 
-async def _own_unit_once(
-    request: Request,
-    scope: CurrentScope,
-    idempotency_key: Annotated[
-        str | None,
-        Header(
-            alias=HEADER,
-            max_length=255,
-            pattern="^[!-~]+$",
-            description="Makes the request safe to repeat: within 24 h the same key and body get the first answer",
-        ),
-    ] = None,
-) -> Once:
+_Key = Annotated[
+    str | None,
+    Header(
+        alias=HEADER,
+        max_length=255,
+        pattern="^[!-~]+$",
+        description="Makes the request safe to repeat: within 24 h the same key and body get the first answer",
+    ),
+]
+
+
+async def _own_unit_once(request: Request, scope: CurrentScope, idempotency_key: _Key = None) -> Once:
     if idempotency_key is None:
         return Once(None)
+    return _once_of(request, scope, idempotency_key, await request.body())
+
+
+async def _streamed_once(
+    request: Request, scope: CurrentScope, idempotency_key: _Key = None
+) -> Callable[[bytes], Once]:
+    def once(sha256: bytes) -> Once:
+        return Once(None) if idempotency_key is None else _once_of(request, scope, idempotency_key, sha256)
+
+    return once
+
+
+def _once_of(request: Request, scope: Scope, idempotency_key: str, body: bytes) -> Once:
     if len(request.headers.getlist(HEADER)) > 1:
         raise IdempotencyKeyInvalid
     target = (request.method, request.scope["path"], idempotency_key)
     hashed = _digest(
         scope.workspace_id.bytes, scope.user_id.bytes, _credential(scope).encode(), *(part.encode() for part in target)
     )
-    fingerprint = _digest(request.scope["query_string"], await request.body())
+    fingerprint = _digest(request.scope["query_string"], body)
     return Once(_Presented(scope.workspace_id, scope.user_id, hashed, fingerprint))
 
 
 OwnUnitOnce = Annotated[Once, Depends(_own_unit_once)]
 """For a service with a unit of its own: it calls `begin` first, `keep` last."""
+
+StreamedOnce = Annotated[Callable[[bytes], Once], Depends(_streamed_once)]
+"""The same for a body that is not read at once: makes the `Once` when the hash of the body is known."""
 
 
 async def _request_once(once: OwnUnitOnce, unit: RequestUnit) -> Once:

@@ -4,6 +4,7 @@ import logging
 import re
 import secrets
 import time
+from collections.abc import Mapping
 
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
@@ -78,11 +79,12 @@ class CorsMiddleware(CORSMiddleware):
 
 
 class GuardMiddleware:
-    """Bound the body, and answer what nothing else answered."""
+    """Bound the body, and answer what nothing else answered. `larger` has paths with a bound of their own."""
 
-    def __init__(self, app: ASGIApp, *, body_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, *, body_bytes: int, larger: Mapping[str, int] | None = None) -> None:
         self.app = app
         self.body_bytes = body_bytes
+        self._larger = larger or {}
 
     async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -90,6 +92,7 @@ class GuardMiddleware:
             await self.app(scope, receive, send)
             return
         started = False
+        bound = self._larger.get(scope["path"], self.body_bytes)
 
         async def watched(message: Message) -> None:
             nonlocal started
@@ -97,9 +100,9 @@ class GuardMiddleware:
             await send(message)
 
         try:
-            if self._declared(scope) > self.body_bytes:
-                raise self._too_large()
-            await self.app(scope, self._bounded(receive), watched)
+            if self._declared(scope) > bound:
+                raise self._too_large(bound)
+            await self.app(scope, self._bounded(receive, bound), watched)
         except Exception as error:
             if started:
                 logger.exception("failed after the answer had begun")
@@ -111,19 +114,20 @@ class GuardMiddleware:
         text = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
         return int(text[:20]) if text.isdigit() else 0
 
-    def _too_large(self) -> TooLarge:
-        return TooLarge(f"The body is larger than {self.body_bytes} bytes.")
+    @staticmethod
+    def _too_large(bound: int) -> TooLarge:
+        return TooLarge(f"The body is larger than {bound} bytes.")
 
-    def _bounded(self, receive: Receive) -> Receive:
+    def _bounded(self, receive: Receive, bound: int) -> Receive:
         taken = 0
 
         async def bounded() -> Message:
             nonlocal taken
             message = await receive()
             taken += len(message.get("body", b""))
-            if taken > self.body_bytes:
+            if taken > bound:
                 # FastAPI makes a 400 of whatever else a body raises.
-                raise HTTPException(413, self._too_large().detail)
+                raise HTTPException(413, self._too_large(bound).detail)
             return message
 
         return bounded

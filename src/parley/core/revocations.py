@@ -18,7 +18,7 @@ CHANNEL = "parley_revoked"
 UNHEARD_CACHE_S = 0.8
 """How long anything may be remembered while nobody would hear that it ended."""
 
-Kind = Literal["session", "switch", "user", "key", "membership", "workspace"]
+Kind = Literal["session", "switch", "user", "key", "membership", "workspace", "conversation", "provider_keys"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,8 @@ class Revocation:
     """What is to be looked at again.
 
     Most kinds have one id. `membership` has the workspace and, as `second`, the user; `switch` the session and the
-    workspace that it is in now.
+    workspace that it is in now. `provider_keys` has a workspace: nobody's access rests on those.
+    `conversation` has the workspace and the conversation that is no longer shared: only who reads it is looked at.
     """
 
     kind: Kind
@@ -48,6 +49,8 @@ class Revocation:
                 return scope.workspace_id == self.id
             case "membership":
                 return scope.workspace_id == self.id and scope.user_id == self.second
+            case "provider_keys" | "conversation":
+                return False
 
     def to_text(self) -> str:
         """Return what is sent."""

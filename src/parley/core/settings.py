@@ -7,15 +7,26 @@ reads the environment but this file; `load_settings` builds one object and the s
 import os
 import re
 from collections.abc import Mapping
+from decimal import Decimal
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from dotenv import dotenv_values
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SecretStr, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
+from parley.core.outgoing import parse_ports, parse_rules
 from parley.core.paths import project_path
 
 EMBEDDED = "embedded"
@@ -117,6 +128,9 @@ class LimitSettings(_Group):
     handshakes_per_minute: int = Field(default=600, ge=1, description="Sockets opened per address")
     sends_per_minute: int = Field(default=120, ge=1, description="Messages sent per user")
     running_replies: int = Field(default=50, ge=1, description="Replies of one user running at once")
+    running_calls: int = Field(
+        default=50, ge=1, description="Calls of one user over OpenAI's API running at once, per process"
+    )
 
 
 class LlmSettings(_Group):
@@ -124,8 +138,42 @@ class LlmSettings(_Group):
 
     registry: Path = Field(default_factory=lambda: project_path("llm_registry.yaml"))
     prompts: Path = Field(default_factory=lambda: project_path("prompts"))
+    registry_poll_s: float = Field(default=5, ge=0, description="How often the registry is looked at; 0: only at start")
+    breaker_failures: int = Field(
+        default=5, ge=0, description="Failures in a row after which a provider is left alone; 0: never"
+    )
+    breaker_window_s: float = Field(default=30, gt=0, description="How old the first of them may be")
+    breaker_open_s: float = Field(default=30, gt=0, description="How long it is left alone")
+    titles: bool = Field(default=True, description="Have the alias `fast` find titles of conversations")
     max_steps: int = Field(default=8, ge=1, le=50, description="Model calls that one reply may make")
     tool_timeout_s: float = Field(default=30, gt=0)
+    tools_timeout_s: float = Field(default=120, gt=0, description="How long all tool calls of one reply may take")
+    tools_at_once: int = Field(default=4, ge=1, le=64, description="Tool calls of one reply that run at once")
+    calls_per_step: int = Field(default=16, ge=1, le=128, description="Tool calls that a model may make at once")
+    calls_per_reply: int = Field(default=64, ge=1, le=1000)
+    approval_s: float = Field(default=900, gt=0, description="How long a tool call waits to be approved")
+    max_cost: Decimal = Field(default=Decimal(0), ge=0, description="Dollars that one reply may cost; 0: no bound")
+
+
+class OutgoingSettings(_Group):
+    """Requests to URLs that workspaces have set: to public addresses by https, and to what is allowed here."""
+
+    allow: str = Field(default="", description="What of the inside may be asked, comma-separated")
+    ports: str = Field(default="443", description="Ports that may be asked, comma-separated")
+    max_bytes: int = Field(default=64 * 1024 * 1024, ge=1024, description="The largest answer")
+    total_s: float = Field(default=900, gt=0, description="How long a whole answer may take")
+
+    @field_validator("allow")
+    @classmethod
+    def _rules(cls, value: str) -> str:
+        parse_rules(value)
+        return value
+
+    @field_validator("ports")
+    @classmethod
+    def _ports(cls, value: str) -> str:
+        parse_ports(value)
+        return value
 
 
 class RealtimeSettings(_Group):
@@ -165,6 +213,39 @@ class RealtimeSettings(_Group):
     drain_s: float = Field(default=60, ge=0, description="How long running replies may go on after a SIGTERM")
 
 
+class AttachmentSettings(_Group):
+    """Files that messages carry, and uploads of imports: how large, and where they are kept."""
+
+    store: Literal["postgres", "s3"] = Field(default="postgres", description="Where new files go; old ones stay")
+    image_bytes: int = Field(default=10 * 1024 * 1024, ge=1024)
+    text_bytes: int = Field(default=1024 * 1024, ge=1024)
+    import_bytes: int = Field(default=64 * 1024 * 1024, ge=1024, description="The upload of an import, ZIP or JSON")
+    workspace_bytes: int = Field(default=5 * 1024**3, ge=1024, description="What a workspace keeps at most")
+    s3_endpoint: str = Field(
+        default="", description="Of an S3-compatible store, like https://s3.eu-west-1.amazonaws.com"
+    )
+    s3_bucket: str = ""
+    s3_region: str = "us-east-1"
+    s3_access_key: str = ""
+    s3_secret_key: SecretStr | None = None
+    s3_prefix: str = Field(default="", description="Before every key in the bucket")
+
+    @model_validator(mode="after")
+    def _whole_store(self) -> "AttachmentSettings":
+        if self.store == "s3" and not self.has_s3:
+            raise ValueError("the store s3 needs S3_ENDPOINT, S3_BUCKET, S3_ACCESS_KEY and S3_SECRET_KEY")
+        if self.s3_endpoint:
+            url = urlsplit(self.s3_endpoint)
+            if url.scheme not in {"http", "https"} or not url.hostname or url.path.strip("/") or url.query:
+                raise ValueError("S3_ENDPOINT is a scheme and a host, like https://s3.example.com")
+        return self
+
+    @property
+    def has_s3(self) -> bool:
+        """Whether a store outside the database is configured."""
+        return bool(self.s3_endpoint and self.s3_bucket and self.s3_access_key and self.s3_secret_key)
+
+
 class LogSettings(_Group):
     """Where logs go. Files are JSON lines below the data directory, the console is for people in development."""
 
@@ -199,6 +280,10 @@ class Settings(BaseSettings):
     rate_limits: Literal["on", "off"] = "on"
     trusted_proxies: Annotated[list[str], NoDecode] = Field(default_factory=list)
     body_bytes: int = Field(default=1024 * 1024, ge=1024)
+    dialect_fetch_images: bool = Field(default=False, description="Whether images that calls name by URL are fetched")
+    dialect_body_bytes: int = Field(
+        default=20 * 1024 * 1024, ge=1024, description="The same for /v1/chat/completions, whose images are in the body"
+    )
 
     database: DatabaseSettings = Field(default_factory=DatabaseSettings)
     auth: AuthSettings = Field(default_factory=AuthSettings)
@@ -206,7 +291,9 @@ class Settings(BaseSettings):
     limits: LimitSettings = Field(default_factory=LimitSettings)
     job: JobSettings = Field(default_factory=JobSettings)
     llm: LlmSettings = Field(default_factory=LlmSettings)
+    outgoing: OutgoingSettings = Field(default_factory=OutgoingSettings)
     realtime: RealtimeSettings = Field(default_factory=RealtimeSettings)
+    attachments: AttachmentSettings = Field(default_factory=AttachmentSettings)
     log: LogSettings = Field(default_factory=LogSettings)
 
     _environ: dict[str, str] = PrivateAttr(default_factory=dict)

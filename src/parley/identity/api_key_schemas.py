@@ -35,9 +35,15 @@ KeyScope = Literal[
     Permission.TASKS_WRITE,
     Permission.CHAT_READ,
     Permission.CHAT_WRITE,
+    Permission.ASSISTANTS_WRITE,
+    Permission.ASSISTANTS_MANAGE,
+    Permission.PROMPTS_READ,
     Permission.MODELS_READ,
+    Permission.MODELS_CALL,
     Permission.REALTIME_CONNECT,
     Permission.JOBS_READ,
+    Permission.USAGE_READ,
+    Permission.USAGE_READ_ALL,
     Permission.PROFILE_READ,
 ]
 # The constraints come before `storable`: behind another validator Pydantic checks the length but strips nothing.

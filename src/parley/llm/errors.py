@@ -7,7 +7,7 @@ providers echo prompts and parts of keys in theirs.
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from parley.core.errors import Invalid, ProviderFailed, Unavailable
+from parley.core.errors import Invalid, NotFound, ProviderFailed, Unavailable
 
 Actor = Literal["caller", "operator", "provider", "model"]
 
@@ -112,6 +112,30 @@ class ContextTooLong(ModelError):
     actor = "caller"
 
 
+class AddressRefused(ModelError):
+    """The URL that a workspace has set for the provider must not be asked, or its answer not be taken."""
+
+    code = "provider_unavailable"
+    message = "The URL that is set for this provider cannot be used."
+    actor = "caller"
+
+
+class ProviderKeyNotFound(NotFound):
+    """The workspace has no key for this provider."""
+
+    message = "This workspace has no key for this provider."
+
+
+class ProviderNotFound(NotFound):
+    """The registry has no such provider, or workspaces may not have keys for it."""
+
+    message = "There is no such provider that a workspace could have a key for."
+
+
+class ProviderKeyInvalid(Invalid):
+    """The key, or the URL that comes with it, cannot be taken."""
+
+
 class UnknownModel(Invalid):
     """The request names a model that is not configured."""
 
@@ -144,3 +168,12 @@ class PromptInvalid(Exception):
         self.line = line
         self.message = message
         super().__init__(f"{path}, line {line}: {message}" if line else f"{path}: {message}")
+
+
+class ToolInvalid(Exception):
+    """A tool cannot be offered to models. The text names it and says what is wrong."""
+
+    def __init__(self, tool: str, message: str) -> None:
+        self.tool = tool
+        self.message = message
+        super().__init__(f"the tool {tool or '(without a name)'}: {message}")

@@ -19,12 +19,38 @@ class TextPart:
 
 
 @dataclass(frozen=True, slots=True)
+class ImagePart:
+    """An image of a user message: the bytes of a PNG, JPEG, GIF or WebP file.
+
+    `detail` is how closely the model is to look, in the provider's words (OpenAI: low, high, auto); None leaves it to
+    the provider. Only models with the capability `images` may be given one.
+    """
+
+    media_type: str
+    data: bytes = field(repr=False)
+    detail: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ProviderState:
+    """What a model wants back, unread, with the tool call that it came with: signed reasoning and the like.
+
+    `maker` says which adapter and model it is for; every other one leaves it out. A call whose state was lost is
+    still a good call: the model then only thinks anew.
+    """
+
+    maker: str
+    value: Any = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
 class ToolCallPart:
-    """A tool call that an assistant message made."""
+    """A tool call that an assistant message made. `state` is that of its `ToolCallChunk`, where it is still known."""
 
     call_id: str
     name: str
     arguments: dict[str, Any]
+    state: ProviderState | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +63,16 @@ class ToolResultPart:
     failed: bool = False
 
 
+Part = TextPart | ImagePart | ToolCallPart | ToolResultPart
+"""A part of a message. Images stand in user messages, calls in the assistant's, results in those of tools."""
+
+
 @dataclass(frozen=True, slots=True)
 class ModelMessage:
     """One message of the history that a model is given."""
 
     role: Literal["system", "user", "assistant", "tool"]
-    parts: tuple[TextPart | ToolCallPart | ToolResultPart, ...]
+    parts: tuple[Part, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +82,24 @@ class ToolSpec:
     name: str
     description: str
     parameters: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class JsonSchema:
+    """The form that an answer must have: a JSON schema of type object.
+
+    `name` is of letters, digits, `_` and `-`, at most 64. `strict` asks for a guarantee where the provider gives one;
+    it is dropped for a schema that the provider's strict form cannot say (see `parley.llm.schemas`). Wherever the
+    answer comes from, it is text: the caller has to validate it.
+    """
+
+    name: str
+    schema: dict[str, Any]
+    strict: bool = True
+
+
+ToolChoice = Literal["auto", "none", "required"] | str
+"""Whether tools may, must not or must be called; any other text is the name of the tool that must be called."""
 
 
 @dataclass(slots=True, eq=False)
@@ -70,18 +118,27 @@ class OnClose:
 
 @dataclass(frozen=True, slots=True)
 class ModelRequest:
-    """What a model is asked. `max_output_tokens` is always set: nothing runs without a bound.
+    """What a model is asked.
+
+    `max_output_tokens` is always set: nothing runs without a bound, and the model's own is usually the smaller one.
 
     `prefill` is the beginning of the answer, which the model goes on from without repeating it; only models whose
-    entry says how (`ModelEntry.prefill`) are given one.
+    entry says how (`ModelEntry.prefill`) are given one. `response_schema` reaches only models with the capability
+    `json_schema`: others have to be told of it in words. `stop` are texts at which the model ends, without saying them.
+    `parallel_tools` set to False allows one tool call at a time, where the provider can be told so; None leaves it to
+    the provider.
     """
 
     messages: tuple[ModelMessage, ...]
     tools: tuple[ToolSpec, ...] = ()
-    max_output_tokens: int = 4096
+    max_output_tokens: int = 131_072
     temperature: float | None = None
     parameters: dict[str, Any] = field(default_factory=dict)
     prefill: str | None = None
+    response_schema: JsonSchema | None = None
+    tool_choice: ToolChoice | None = None
+    stop: tuple[str, ...] = ()
+    parallel_tools: bool | None = None
     on_close: OnClose = field(default_factory=OnClose, compare=False, repr=False)
 
 
@@ -103,22 +160,29 @@ class ReasoningChunk:
 class ToolCallChunk:
     """A whole tool call: arguments are gathered by the adapter and parsed.
 
-    `arguments` is None when the model sent something that is not a JSON object; `raw` is what it sent.
+    `arguments` is None when the model sent something that is not a JSON object; `raw` is what it sent. `state` goes
+    back into the `ToolCallPart` of the same call.
     """
 
     call_id: str
     name: str
     arguments: dict[str, Any] | None
     raw: str
+    state: ProviderState | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class UsageChunk:
-    """Token counts of this call so far; a later one replaces an earlier one."""
+    """Token counts of this call so far; a later one replaces an earlier one.
+
+    `input_tokens` has all input, also what was read from a cache (`cached_tokens`) and what was written to one
+    (`cache_written_tokens`; only Anthropic counts that apart). `output_tokens` has the reasoning too.
+    """
 
     input_tokens: int = 0
     cached_tokens: int = 0
     output_tokens: int = 0
+    cache_written_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,13 +214,20 @@ class Finish:
 
 @dataclass(frozen=True, slots=True)
 class AttemptStarted:
-    """A model is being asked. What follows, until the next of these, is its answer; what came before is void.
+    """A model is being asked. What follows, until the next of these, is its answer.
 
-    `attempt` counts from 1 over all models of the call.
+    `attempt` counts from 1 over all models of the call. `after_text`: something of an earlier attempt's answer has been
+    yielded. It stands until this attempt's first piece of text, reasoning or tool call comes: then it is void, unless
+    `continues`, which says that this attempt goes on from the text so far. `failed` is the code of the error that ended
+    the attempt before this one.
     """
 
     model_id: str
     attempt: int
+    strategy: Literal["first", "retry", "fallback"] = field(default="first", compare=False)
+    after_text: bool = field(default=False, compare=False)
+    continues: bool = field(default=False, compare=False)
+    failed: str | None = field(default=None, compare=False)
 
 
 Chunk = TextChunk | ReasoningChunk | ToolCallChunk | UsageChunk | CursorChunk | Finish

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Final, Self
 
 from jinja2 import DictLoader, StrictUndefined, Template, TemplateError, TemplateSyntaxError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -20,6 +20,15 @@ logger = logging.getLogger(__name__)
 
 SUFFIX = ".md.j2"
 FALLBACK = "fallback"
+
+FEATURES: Final[Mapping[str, str]] = {
+    "chat/continue": "continue",
+    "chat/title": "titles",
+    "structured": "structured",
+    "structured_repair": "structured",
+    FALLBACK: "fallback",
+}
+"""What uses a prompt, by its name, where it is no assistant's. A test finds one that stands nowhere."""
 
 _USE = re.compile(r"[a-z0-9][a-z0-9_-]*(/[a-z0-9][a-z0-9_-]*)*")
 
@@ -76,6 +85,11 @@ class PromptLibrary:
             digest = hashlib.sha256(source.encode()).hexdigest()
             prompts[path.removesuffix(SUFFIX)] = _Prompt(template, path, digest)
         return cls(prompts)
+
+    @property
+    def files(self) -> list[tuple[str, str, str]]:
+        """Every prompt, by name: its use, the path of its file, the file's SHA-256."""
+        return [(use, prompt.path, prompt.sha256) for use, prompt in sorted(self._prompts.items())]
 
     def render(self, use: str, **variables: Any) -> RenderedPrompt:
         """Render the prompt of a use such as `chat/general`. A missing one falls back to `fallback`.

@@ -69,6 +69,7 @@ CLIENT_EXAMPLES: dict[str, dict[str, JsonValue]] = {
     "reply.cancel": {"t": "reply.cancel", "id": 8, "reply": _ID},
     "reply.continue": {"t": "reply.continue", "id": 9, "reply": _ID, "cid": _CID},
     "reply.regenerate": {"t": "reply.regenerate", "id": 10, "reply": _ID, "cid": _CID},
+    "tool.approve": {"t": "tool.approve", "id": 11, "reply": _ID, "call": _CID, "approved": True},
 }  # fmt: skip
 
 

@@ -60,6 +60,8 @@ class Bus:
         self._reader: asyncio.Task[None] | None = None
         self._hurry = asyncio.Event()
         self._behind = asyncio.Event()
+        self.withdrawals = 0
+        """How often access to a channel was taken from someone: who looked it up before looks again."""
         self.on_call: dict[str, Callable[[UUID], object]] = {}
         """What is done with a word about a reply that another process says, by the word."""
 
@@ -144,6 +146,16 @@ class Bus:
             self._behind.set()
         ring.subscribers.add(subscriber)
         return ring, new
+
+    def readers(self, address: Address) -> list[Subscriber]:
+        """Return who reads a channel here."""
+        ring = self._rings.get(address)
+        return list(ring.subscribers) if ring else []
+
+    def watched(self, prefix: str) -> list[Subscriber]:
+        """Return who reads the channels here whose names begin like this."""
+        rings = (ring for ring in self._rings.values() if ring.channel.name.startswith(prefix))
+        return [subscriber for ring in rings for subscriber in ring.subscribers]
 
     def detach(self, ring: Ring, subscriber: Subscriber) -> None:
         """Unsubscribe; the ring stays a while for whoever comes back."""

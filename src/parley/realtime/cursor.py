@@ -1,6 +1,7 @@
 """A reader's place in a channel. No queue per client: a number, and the ring or PostgreSQL behind it."""
 
 import asyncio
+import logging
 from collections.abc import Callable
 from typing import Literal
 
@@ -12,6 +13,8 @@ from parley.realtime.conflation import outgoing
 from parley.realtime.events import Channel, LoggedEvent
 from parley.realtime.frames import Since
 from parley.realtime.log import Head, LogReader
+
+logger = logging.getLogger(__name__)
 
 Why = Literal["ok", "initial", "epoch", "trimmed", "too_far"]
 _PAGE = 500
@@ -58,6 +61,15 @@ class Cursor:
         self.lost = True
         self._wake()
 
+    async def look_again(self) -> None:
+        """Look whether the channel is still the reader's to see; one that is not ends as if it were gone."""
+        try:
+            async with self._lookups:
+                await self._channels.authorise(self._scope, self.channel.name)
+        except Exception as error:  # noqa: BLE001 - whatever it is, whoever opens the channel anew is looked at
+            logger.debug("a subscription has ended", extra={"cause": type(error).__name__})
+            self.reset()
+
     async def open(self, name: str, since: Since | None) -> tuple[Head, Why, Snapshot | None]:
         """Subscribe. Returns where the channel stands, why there is a snapshot, and the snapshot if there is one."""
         head = await self._attach(name)
@@ -87,9 +99,16 @@ class Cursor:
     async def _attach(self, name: str) -> Head:
         """Subscribe to the channel's ring; return the head, which is of the same epoch."""
         while True:
+            withdrawals = self._bus.withdrawals
             async with self._lookups:
                 self.channel, head, self.mode = await self._channels.authorise(self._scope, name)
             self._ring, new = self._bus.attach(self.channel, self)
+            if withdrawals != self._bus.withdrawals:
+                # What was looked up may be older than that, and this cursor was not among those that look again.
+                if new:
+                    self._ring.open(head=head.seq, epoch=head.epoch)
+                self.close()
+                continue
             if new:
                 # What was published since the read above waits in the ring and follows; a head read before the
                 # ring existed is a safe place to start from.

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from uuid import UUID
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field, StrictInt, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, TypeAdapter, ValidationError
 
 from parley.core.schemas import Text
 
@@ -132,6 +132,7 @@ class SentPart(_Frame):
 
     type: str = Field(max_length=32)
     text: str | None = None
+    attachment: UUID | None = None
 
 
 class SendOptions(_Frame):
@@ -180,10 +181,21 @@ class ReplyRegenerate(_Frame):
     cid: UUID
 
 
+class ToolApprove(_Frame):
+    """Say yes or no to a tool call that waits: the first answer holds."""
+
+    t: Literal["tool.approve"]
+    id: RequestId
+    reply: UUID
+    call: UUID
+    approved: StrictBool
+
+
 ClientFrame = Annotated[
-    Hello | Sub | Unsub | Ack | Heartbeat | Renew | ChatSend | ReplyCancel | ReplyContinue | ReplyRegenerate,
+    Hello | Sub | Unsub | Ack | Heartbeat | Renew | ChatSend | ReplyCancel | ReplyContinue | ReplyRegenerate
+    | ToolApprove,
     Field(discriminator="t"),
-]
+]  # fmt: skip
 _client_frame: TypeAdapter[ClientFrame] = TypeAdapter(ClientFrame)
 _request_id: TypeAdapter[RequestId] = TypeAdapter(RequestId)
 

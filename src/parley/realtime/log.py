@@ -13,6 +13,7 @@ from parley.core.scope import Scope
 from parley.realtime.events import Channel, LoggedEvent, NewEvent, timestamp_ms
 
 _APPEND = "SELECT ord, seq, epoch, at FROM realtime_append($1, $2, $3, $4, $5)"
+_APPEND_FOR = "SELECT ord, seq, epoch, at FROM realtime_append_for($6, $1, $2, $3, $4, $5)"
 # A page is bounded by bytes too, but for its first event.
 _READ = """
     SELECT seq, e, d, at FROM (
@@ -56,20 +57,24 @@ class Publisher(Protocol):
         ...
 
 
-async def append(unit: UnitOfWork, publisher: Publisher, events: Sequence[NewEvent]) -> list[int]:
+async def append(
+    unit: UnitOfWork, publisher: Publisher, events: Sequence[NewEvent], *, as_user: UUID | None = None
+) -> list[int]:
     """Append events in the unit's transaction; they are published right after its commit, never before.
 
-    All of a transaction's events go through one call, which locks the heads in one order. Returns their `seq`s.
+    All of a transaction's events go through one call, which locks the heads in one order. `as_user`: whose inbox is
+    among the channels, where it is not that of the unit's user. Returns their `seq`s.
     """
     connection = await unit.driver()
     data = [orjson.dumps(event.d, default=str).decode() for event in events]
     rows = await connection.fetch(
-        _APPEND,
+        _APPEND if as_user is None else _APPEND_FOR,
         events[0].channel.workspace_id,
         [event.channel.key for event in events],
         [event.channel.owner_id for event in events],
         [event.e for event in events],
         data,
+        *(() if as_user is None else (as_user,)),
     )
     for event, text, row in zip(events, data, rows, strict=True):
         logged = LoggedEvent(row["seq"], event.e, text, timestamp_ms(row["at"]))

@@ -19,6 +19,10 @@ class Subscriber(Protocol):
         """Note that the channel's positions no longer hold."""
         ...
 
+    async def look_again(self) -> None:
+        """Look whether the channel is still the reader's to see; what is not ends as if it were gone."""
+        ...
+
 
 class Ring:
     """Events `base + 1 .. head`, dense. What arrives ahead of its turn waits until the gap is filled."""

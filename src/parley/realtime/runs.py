@@ -81,9 +81,9 @@ class Run:
     """
 
     __slots__ = (
-        "_last_delta", "appended", "attempt", "buffer", "buffered", "cancelled", "channel", "cursor", "fence",
-        "finishing", "handed_over", "history", "lost", "on_signal", "options", "provider_cursor", "question_id",
-        "renewed", "reply_id", "scope", "start_seq", "visible",
+        "_last_delta", "appended", "assistant", "attempt", "buffer", "buffered", "cancelled", "channel", "cursor",
+        "fence", "finishing", "handed_over", "history", "lost", "on_signal", "options", "provider_cursor",
+        "question_id", "renewed", "reply_id", "scope", "start_seq", "visible",
     )  # fmt: skip
 
     def __init__(
@@ -123,6 +123,8 @@ class Run:
         self.on_signal: Callable[[], None] | None = None
         self.history: list[Any] | None = None
         """What was said before, where the sender knows it; the generator looks it up otherwise."""
+        self.assistant: Any = None
+        """The workspace's own assistant that answers, where the sender knows it; as with `history`."""
         self._last_delta: dict[str, Any] | None = None
 
     def signal(
@@ -198,7 +200,7 @@ async def claim(
     options = orjson.loads(row["options"])
     run = Run(
         # Not the scope that claims: that of the reply before it, which another credential may have asked for.
-        scope=_scope_of(scope.workspace_id, scope.user_id, row["role"], options),
+        scope=_scope_of(scope.workspace_id, row["user_id"], row["role"], options),
         reply_id=row["id"],
         question_id=row["question_id"],
         channel=Channel(row["workspace_id"], row["channel"], row["channel"]),
@@ -226,9 +228,19 @@ async def release(unit: UnitOfWork, run: Run) -> None:
 
 
 def grants(scope: Scope) -> dict[str, Any]:
-    """Return what a run's options say of its asker's rights: nothing, unless the credential has fewer than the role."""
+    """Return what a run's options say of its asker: the credential, and its rights if they are fewer than the role's.
+
+    Whoever goes on with the reply looks at the credential again: one that was revoked acts no more.
+    """
     allowed = permissions_of(scope.role)
-    return {} if scope.permissions >= allowed else {"permissions": sorted(scope.permissions & allowed)}
+    said: dict[str, Any] = {} if scope.permissions >= allowed else {"permissions": sorted(scope.permissions & allowed)}
+    if scope.key_id is not None:
+        said["by"] = {"key": str(scope.key_id)}
+    elif scope.session_id is not None:
+        said["by"] = {"session": str(scope.session_id)}
+    elif scope.issuer is not None:
+        said["by"] = {"issuer": scope.issuer, "subject": scope.subject, "issued_at": scope.issued_at}
+    return said
 
 
 def _scope_of(workspace_id: UUID, user_id: UUID, role: str | None, options: dict[str, Any]) -> Scope:
@@ -236,7 +248,16 @@ def _scope_of(workspace_id: UUID, user_id: UUID, role: str | None, options: dict
     permissions = permissions_of(Role(role)) if role else frozenset()
     if (granted := options.get("permissions")) is not None:
         permissions &= frozenset(granted)
-    return Scope(workspace_id, user_id, Role(role or Role.VIEWER), subject=str(user_id), permissions=permissions)
+    by = options.get("by", {})
+    return Scope(
+        workspace_id, user_id, Role(role or Role.VIEWER), subject=by.get("subject", str(user_id)),
+        permissions=permissions, session_id=_id_in(by, "session"), key_id=_id_in(by, "key"), issuer=by.get("issuer"),
+        issued_at=by.get("issued_at"),
+    )  # fmt: skip
+
+
+def _id_in(by: dict[str, str], kind: str) -> UUID | None:
+    return UUID(by[kind]) if kind in by else None
 
 
 async def reserve(unit: UnitOfWork, reply_id: UUID, *, owner: int) -> Orphan | None:

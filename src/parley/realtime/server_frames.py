@@ -133,6 +133,16 @@ class OkReply(Ok):
     reply: Uuid
 
 
+class OkDecided(Ok):
+    """A tool call was decided, now or before, as was asked."""
+
+    model_config = example(t="ok", id=7, call=_ID, reply=_REPLY, approved=True)
+
+    call: Uuid
+    reply: Uuid
+    approved: bool
+
+
 class Err(ServerFrame):
     """A request was not done, or a frame could not be read. The connection goes on unless a close follows."""
 
@@ -276,6 +286,7 @@ PLAIN: dict[str, type[ServerFrame]] = {
     "ok.renewed": OkRenewed,
     "ok.sent": OkSent,
     "ok.reply": OkReply,
+    "ok.decided": OkDecided,
     "err": Err,
     "subbed": Subbed,
     "live": Live,
@@ -296,4 +307,5 @@ ANSWERS: dict[str, str] = {
     "reply.cancel": "ok.reply",
     "reply.continue": "ok.sent",
     "reply.regenerate": "ok.sent",
+    "tool.approve": "ok.decided",
 }

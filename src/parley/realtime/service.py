@@ -18,6 +18,7 @@ from parley.realtime.channels import Channels
 from parley.realtime.cursor import Cursor
 from parley.realtime.frames import Auth, Close
 from parley.realtime.log import LogReader
+from parley.realtime.ring import Subscriber
 from parley.realtime.tickets import Tickets
 
 if TYPE_CHECKING:
@@ -146,6 +147,10 @@ class Realtime:
 
     def revoke(self, revocation: Revocation) -> None:
         """End what rests on what was revoked; what may only have changed is looked at again."""
+        if revocation.kind == "conversation":
+            self.bus.withdrawals += 1
+            self._ask_readers(self.bus.readers((revocation.id, f"conversation:{revocation.second}")))
+            return
         self._revoked_at = time.monotonic()
         concerned = [holder for holder in self._holders() if revocation.concerns(holder.scope)]
         if revocation.kind == "membership":
@@ -158,6 +163,8 @@ class Realtime:
         """Look at everything again that is open: revocations may have been missed."""
         self._revoked_at = time.monotonic()
         self._look_again(self._holders())
+        self.bus.withdrawals += 1
+        self._ask_readers(self.bus.watched("conversation:"))
 
     def _holders(self) -> "list[Holder]":
         return [*self.connections, *self.streams]
@@ -167,6 +174,16 @@ class Realtime:
             task = asyncio.create_task(self._reauthenticate(holders))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
+
+    def _ask_readers(self, readers: "list[Subscriber]") -> None:
+        if readers:
+            task = asyncio.create_task(self._ask(readers))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _ask(self, readers: "list[Subscriber]") -> None:
+        for start in range(0, len(readers), _TOGETHER):
+            await asyncio.gather(*(reader.look_again() for reader in readers[start : start + _TOGETHER]))
 
     async def _reauthenticate(self, holders: "list[Holder]") -> None:
         # A few at a time: they may be thousands.

@@ -63,7 +63,7 @@ class Receiver(Protocol):
         ...
 
     def called(self, word: str, id: UUID) -> None:
-        """Hear a word about a reply: `work`, `cancel`, `sweep`."""
+        """Hear a word about a reply: `work`, `cancel`, `sweep`; or about a call in one: `approval`."""
         ...
 
 
@@ -190,7 +190,7 @@ class Wire:
         for piece in pieces:
             name, _, value = piece.partition(":")
             try:
-                if name in {"work", "cancel", "sweep"}:
+                if name in {"work", "cancel", "sweep", "approval"}:
                     self._receiver.called(name, UUID(value))
                 else:
                     self._receiver.moved(name, int(value))

@@ -44,6 +44,8 @@ class Action(StrEnum):
     IDENTITY_DELETED = "identity.deleted"
     API_KEY_CREATED = "api_key.created"
     API_KEY_REVOKED = "api_key.revoked"
+    PROVIDER_KEY_SET = "provider_key.set"
+    PROVIDER_KEY_DELETED = "provider_key.deleted"
     WORKSPACE_CREATED = "workspace.created"
     WORKSPACE_RENAMED = "workspace.renamed"
     WORKSPACE_DELETED = "workspace.deleted"
@@ -53,6 +55,10 @@ class Action(StrEnum):
     INVITATION_CREATED = "invitation.created"
     INVITATION_REVOKED = "invitation.revoked"
     INVITATION_ACCEPTED = "invitation.accepted"
+    BUDGETS_CHANGED = "budgets.changed"
+    ASSISTANT_CREATED = "assistant.created"
+    ASSISTANT_CHANGED = "assistant.changed"
+    ASSISTANT_DELETED = "assistant.deleted"
 
 
 Actor = Literal["user", "key", "issuer", "operator", "system", "anonymous"]

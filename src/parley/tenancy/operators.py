@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
 
-from parley.core.db import Database
+from parley.core.db import Database, UnitOfWork
 from parley.core.errors import Conflict, NotFound
 from parley.core.revocations import Revocation, Revocations
 from parley.core.scope import Role
@@ -22,6 +22,7 @@ _MEMBERS = """
     SELECT m.user_id, u.email, u.name, m.role, m.created_at, u.disabled_at
     FROM memberships m JOIN users u ON u.id = m.user_id WHERE m.workspace_id = $1 ORDER BY m.created_at, m.user_id
 """
+_WITH_ROLE = "SELECT user_id FROM memberships WHERE workspace_id = $1 AND role = ANY($2::text[]) ORDER BY user_id"
 
 
 class NoSuchWorkspace(NotFound):
@@ -40,6 +41,13 @@ class AlreadyAMember(Conflict):
     """The user is in the workspace; `set-role` changes what they may."""
 
     message = "The user is a member already."
+
+
+async def members_with(unit: UnitOfWork, workspace_id: UUID, least: Role) -> Sequence[UUID]:
+    """Return the members of a workspace with at least this role. System role."""
+    connection = await unit.driver()
+    roles = [role.value for role in Role if role.at_least(least)]
+    return [row["user_id"] for row in await connection.fetch(_WITH_ROLE, workspace_id, roles)]
 
 
 class UnscopedWorkspaceOperators:

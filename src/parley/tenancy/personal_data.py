@@ -14,6 +14,7 @@ _WORKSPACES = """
        OR EXISTS (SELECT FROM channel_heads h WHERE h.workspace_id = w.id
                   AND h.channel IN ('user:' || $1::text, 'tasks:' || $1::text))
        OR EXISTS (SELECT FROM audit_events a WHERE a.workspace_id = w.id AND a.user_id = $1)
+       OR EXISTS (SELECT FROM usage_entries u WHERE u.workspace_id = w.id AND u.user_id = $1)
        OR EXISTS (SELECT FROM jobs j WHERE j.workspace_id = w.id AND j.user_id = $1)
     ORDER BY w.id
 """

@@ -2,7 +2,8 @@ import httpx
 import pytest
 
 from benchmarks.fake_provider import FakeProvider
-from parley.llm.adapters.anthropic import AnthropicModel, _Parser
+from parley.llm.adapters.anthropic import AnthropicModel
+from parley.llm.adapters.anthropic_events import MessageParser
 from parley.llm.errors import BadOutput, ModelError
 from parley.llm.ports import (
     Chunk,
@@ -65,7 +66,7 @@ async def test_the_history_in_this_dialect(provider: FakeProvider, http: httpx.A
 
 
 def parse(*payloads: bytes) -> list[Chunk]:
-    parser = _Parser()
+    parser = MessageParser()
     chunks = [chunk for payload in payloads for chunk in parser.feed((b"", payload))]
     return [*chunks, *parser.end()]
 
@@ -77,7 +78,7 @@ def test_usage_counts_all_input_and_keeps_it_over_later_counts() -> None:
     )
     last = b'{"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": {"output_tokens": 9}}'
     usages = [chunk for chunk in parse(start, last) if isinstance(chunk, UsageChunk)]
-    assert usages == [UsageChunk(28, 20, 1), UsageChunk(28, 20, 9)]
+    assert usages == [UsageChunk(28, 20, 1, 3), UsageChunk(28, 20, 9, 3)]
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,8 @@ from parley.llm.adapters.demo import MAX_REPEATS, DemoModel
 from parley.llm.ports import (
     Finish,
     FinishReason,
+    ImagePart,
+    JsonSchema,
     ModelMessage,
     ModelRequest,
     TextChunk,
@@ -17,7 +19,7 @@ from parley.llm.ports import (
     ToolSpec,
     UsageChunk,
 )
-from parley.llm.registry import ModelEntry
+from parley.llm.registry import Capability, ModelEntry
 from tests.llm.calls import asking, collect, text_of
 
 TOOLS = tuple(ToolSpec(name, "", {"type": "object"}) for name in ("add_task", "list_tasks", "complete_task"))
@@ -33,6 +35,7 @@ def model() -> DemoModel:
             name="demo",
             max_output_tokens=MAX_REPEATS,
             parameters={"delay_ms": "0"},
+            capabilities=tuple(Capability),
         )
     )
 
@@ -174,3 +177,41 @@ async def test_the_pause_between_words(model: DemoModel) -> None:
     began_at = time.monotonic()
     await collect(model.stream(asking("repeat 6 x", parameters={"delay_ms": 10})))
     assert 0.05 <= time.monotonic() - began_at < 5
+
+
+async def test_it_says_that_it_cannot_look_at_images(model: DemoModel) -> None:
+    one, two = ImagePart("image/png", b"12345"), ImagePart("image/jpeg", b"1")
+    request = ModelRequest((ModelMessage("user", (TextPart("look"), one)),))
+    assert text_of(await collect(model.stream(request))).endswith(
+        "You said: look I cannot look at this image: image/png of 5 bytes."
+    )
+    request = ModelRequest((ModelMessage("user", (one, two)),))
+    assert text_of(await collect(model.stream(request))).endswith(
+        "I cannot look at these images: image/png of 5 bytes, image/jpeg of 1 bytes."
+    )
+
+
+async def test_asked_for_json_it_makes_the_least_that_fits(model: DemoModel) -> None:
+    schema = {"type": "object", "properties": {"n": {"type": "integer", "minimum": 2}}, "required": ["n"]}
+    request = asking("add task x", tools=TOOLS[1:], response_schema=JsonSchema("T", schema))
+    chunks = await collect(model.stream(request))
+    assert (text_of(chunks), chunks[-1]) == ('{"n":2}', Finish(FinishReason.STOP))
+    assert await collect(model.stream(request)) == chunks
+
+
+async def test_it_calls_what_it_has_to_and_nothing_that_it_must_not(model: DemoModel) -> None:
+    schema = {"type": "object", "properties": {"at": {"type": "string", "format": "date"}}, "required": ["at"]}
+    tools = (*TOOLS, ToolSpec("plan", "", schema))
+    named, *_ = await collect(model.stream(asking("hello", tools=tools, tool_choice="plan")))
+    assert named == ToolCallChunk("demo_1", "plan", {"at": "2000-01-01"}, '{"at":"2000-01-01"}')
+    first, *_ = await collect(model.stream(asking("hello", tools=tools, tool_choice="required")))
+    assert isinstance(first, ToolCallChunk)
+    assert first.name == "add_task"
+    chunks = await collect(model.stream(asking("list tasks", tools=tools, tool_choice="none")))
+    assert chunks[-1] == Finish(FinishReason.STOP)
+
+
+async def test_it_ends_at_a_stop_text(model: DemoModel) -> None:
+    chunks = await collect(model.stream(asking("hello", stop=(" no provider",))))
+    assert text_of(chunks) == "I am Parley's demo model:"
+    assert chunks[-1] == Finish(FinishReason.STOP)

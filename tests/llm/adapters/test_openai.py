@@ -2,7 +2,8 @@ import httpx
 import pytest
 
 from benchmarks.fake_provider import FakeProvider
-from parley.llm.adapters.openai import OpenAIModel, _Parser
+from parley.llm.adapters.openai import OpenAIModel
+from parley.llm.adapters.openai_events import CompletionParser
 from parley.llm.errors import BadOutput, ProviderUnavailable
 from parley.llm.ports import (
     Chunk,
@@ -104,7 +105,7 @@ async def test_the_bound_has_the_name_that_the_server_knows(
 
 
 def parse(*payloads: bytes) -> list[Chunk]:
-    parser = _Parser()
+    parser = CompletionParser()
     chunks = [chunk for payload in payloads for chunk in parser.feed((b"", payload))]
     return [*chunks, *parser.end()]
 

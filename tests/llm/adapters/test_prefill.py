@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.fake_provider import FakeProvider, script
-from parley.llm.adapters import openai
+from parley.llm import flavours
 from parley.llm.adapters.prefill import without_echo
 from parley.llm.factory import build_model
 from parley.llm.ports import Chunk, Finish, FinishReason, ReasoningChunk, TextChunk, UsageChunk
@@ -76,7 +76,7 @@ async def test_what_a_provider_repeats_is_dropped(
 ) -> None:
     entry = entry_for("openai", provider, prefill="prefix")
     if echoing == "by its host":
-        monkeypatch.setattr(openai, "_ECHOING_HOSTS", ("127.0.0.1",))
+        monkeypatch.setitem(flavours.FLAVOURS, "mistral", replace(flavours.FLAVOURS["mistral"], hosts=("127.0.0.1",)))
     else:
         entry = replace(entry, parameters={"echo": True})
     model = build_model(entry, http)
@@ -84,14 +84,15 @@ async def test_what_a_provider_repeats_is_dropped(
         chunks = await collect(model.stream(asking("deltas=12 seed=5 echo=1", prefill=TEXT[:at])))
         assert TEXT[:at] + text_of(chunks) == TEXT
     # Elsewhere an answer may well say the same once more.
-    monkeypatch.setattr(openai, "_ECHOING_HOSTS", ())
+    monkeypatch.undo()
     model = build_model(replace(entry, parameters={}), http)
     chunks = await collect(model.stream(asking("deltas=12 seed=5 echo=1", prefill=TEXT[:3])))
     assert text_of(chunks) == TEXT
 
 
 def test_mistral_is_known_to_repeat() -> None:
-    assert openai._ECHOING_HOSTS == ("api.mistral.ai",)
+    assert flavours.flavour_of("https://api.mistral.ai/v1").echoes_prefill
+    assert not flavours.flavour_of("https://api.deepseek.com/beta").echoes_prefill
 
 
 async def chunks_of(*chunks: Chunk) -> AsyncGenerator[Chunk]:

@@ -272,11 +272,13 @@ def test_other_shapes_are_bad_output(payload: bytes) -> None:
 
 
 def test_endless_arguments_and_calls_are_bad_output() -> None:
-    piece = call(3, "function_call_arguments.delta", f'"delta": "{"x" * 100_000}"')
+    fields = f'"delta": "{"x" * 100_000}"'
+    pieces = (call(number, "function_call_arguments.delta", fields) for number in range(3, 15))
     with pytest.raises(BadOutput):
-        parse(call(2, "output_item.added", ITEM), *[piece] * 12)
+        parse(call(2, "output_item.added", ITEM), *pieces)
+    items = (call(n, "output_item.added", ITEM.replace('"c"', f'"c{n}"')) for n in range(2, 202))
     with pytest.raises(BadOutput):
-        parse(*[call(2, "output_item.added", ITEM)] * 200)
+        parse(*items)
 
 
 @pytest.mark.parametrize(

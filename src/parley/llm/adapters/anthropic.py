@@ -1,47 +1,33 @@
 """Anthropic's messages.
 
-https://docs.anthropic.com/en/docs/build-with-claude/streaming
+https://docs.anthropic.com/en/api/messages
 """
 
-from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, Iterable
 from typing import Any
 
 import httpx
 
-from parley.core.ids import new_id
+from parley.llm.adapters.anthropic_events import MessageParser
+from parley.llm.adapters.images import as_base64
 from parley.llm.adapters.prefill import without_echo
-from parley.llm.adapters.refusals import read_error
-from parley.llm.adapters.reply_stream import MAX_ARGUMENT_CHARS, MAX_TOOL_CALLS, as_count, stream_reply, with_parameters
-from parley.llm.errors import BadOutput
+from parley.llm.adapters.reply_stream import stream_reply, with_parameters
+from parley.llm.estimates import output_room
 from parley.llm.ports import (
     Chunk,
-    Finish,
-    FinishReason,
+    ImagePart,
     ModelMessage,
     ModelRequest,
-    ReasoningChunk,
-    TextChunk,
+    Part,
     TextPart,
-    ToolCallChunk,
     ToolCallPart,
-    ToolResultPart,
-    UsageChunk,
 )
 from parley.llm.registry import ModelEntry
-from parley.llm.sse import Event
-from parley.llm.text import TextJoiner, clean, read_arguments, read_json
+from parley.llm.schemas import ANTHROPIC, schema_for, strict_schema
 
 API_VERSION = "2023-06-01"
 
-_FINISH = {
-    "end_turn": FinishReason.STOP,
-    "stop_sequence": FinishReason.STOP,
-    "pause_turn": FinishReason.STOP,
-    "max_tokens": FinishReason.LENGTH,
-    "model_context_window_exceeded": FinishReason.LENGTH,
-    "tool_use": FinishReason.TOOL_CALLS,
-    "refusal": FinishReason.CONTENT_FILTER,
-}
+_CHOICES = {"auto": "auto", "none": "none", "required": "any"}
 
 
 class AnthropicModel:
@@ -50,17 +36,19 @@ class AnthropicModel:
     def __init__(self, entry: ModelEntry, http: httpx.AsyncClient) -> None:
         self._entry = entry
         self._http = http
+        self._maker = f"anthropic:{entry.name}"
 
     def stream(self, request: ModelRequest) -> AsyncGenerator[Chunk]:
         """Ask, and yield what comes."""
-        key = self._entry.api_key
+        entry = self._entry
+        key = {"x-api-key": entry.api_key.get_secret_value()} if entry.api_key else {}
         chunks = stream_reply(
             self._http,
-            self._entry,
+            entry,
             path="/v1/messages",
-            headers={"anthropic-version": API_VERSION} | ({"x-api-key": key.get_secret_value()} if key else {}),
+            headers={"anthropic-version": API_VERSION, **entry.headers, **key},
             body=self._body(request),
-            parser=_Parser(),
+            parser=MessageParser(self._maker),
         )
         if request.prefill:
             # White space that was not sent may be what the model begins with.
@@ -72,51 +60,76 @@ class AnthropicModel:
         messages = request.messages
         if request.prefill:
             messages = (*messages, ModelMessage("assistant", (TextPart(request.prefill),)))
-        body: dict[str, Any] = {"messages": _messages(messages), "stream": True}
+        body: dict[str, Any] = {"messages": self._messages(messages), "stream": True}
         if system := "\n\n".join(_text_of(message) for message in request.messages if message.role == "system"):
             body["system"] = system
         if request.tools:
-            body["tools"] = [
-                {"name": tool.name, "description": tool.description, "input_schema": tool.parameters}
-                for tool in request.tools
-            ]
+            body |= _tools(request)
+        if stops := [stop for stop in request.stop if stop.strip()]:  # the API refuses blank ones
+            body["stop_sequences"] = stops
+        if (wanted := schema_for(entry, request)) is not None:
+            # Where there is no strict form the API says so itself: left out, the answer would be anything.
+            schema = strict_schema(wanted.schema, ANTHROPIC) or wanted.schema
+            body["output_config"] = {"format": {"type": "json_schema", "schema": schema}}
         if request.temperature is not None:
             body["temperature"] = request.temperature
         body = with_parameters(body, entry.parameters, request.parameters)
-        bounds = [request.max_output_tokens, entry.max_output_tokens]
+        if _lost_its_thoughts(body["messages"]):
+            # With thinking on, the API refuses calls whose reasoning is not there any more.
+            body.pop("thinking", None)
+        bounds = [request.max_output_tokens, output_room(entry)]
         body["max_tokens"] = min([*bounds, body["max_tokens"]] if "max_tokens" in body else bounds)
         body["model"] = entry.name
         return body
+
+    def _messages(self, messages: Iterable[ModelMessage]) -> list[dict[str, Any]]:
+        """Map the history. Tool results are blocks of a user message, and neighbours of one role are one message."""
+        found: list[dict[str, Any]] = []
+        for message in messages:
+            if message.role == "system":
+                continue
+            blocks = self._blocks(message.parts)
+            if not blocks:
+                continue
+            role = "assistant" if message.role == "assistant" else "user"
+            if found and found[-1]["role"] == role:
+                found[-1]["content"].extend(blocks)
+            else:
+                found.append({"role": role, "content": blocks})
+        if found and found[-1]["role"] == "assistant" and (last := found[-1]["content"][-1])["type"] == "text":
+            # An answer to be continued may not end in white space.
+            last["text"] = last["text"].rstrip()
+        return found
+
+    def _blocks(self, parts: Iterable[Part]) -> list[dict[str, Any]]:
+        blocks: list[dict[str, Any]] = []
+        called = False
+        for part in parts:
+            if isinstance(part, ToolCallPart):
+                # A message begins with its reasoning; what was thought between two calls stays between them.
+                at = len(blocks) if called else 0
+                blocks[at:at] = self._thoughts(part)
+                called = True
+            if (block := _block(part)) is not None:
+                blocks.append(block)
+        return blocks
+
+    def _thoughts(self, part: ToolCallPart) -> list[dict[str, Any]]:
+        state = part.state
+        return state.value if state is not None and state.maker == self._maker else []
 
 
 def _text_of(message: ModelMessage) -> str:
     return "\n\n".join(part.text for part in message.parts if isinstance(part, TextPart))
 
 
-def _messages(messages: Iterable[ModelMessage]) -> list[dict[str, Any]]:
-    """Map the history. Tool results are blocks of a user message, and neighbours of one role are one message."""
-    found: list[dict[str, Any]] = []
-    for message in messages:
-        if message.role == "system":
-            continue
-        blocks = [block for part in message.parts if (block := _block(part)) is not None]
-        if not blocks:
-            continue
-        role = "assistant" if message.role == "assistant" else "user"
-        if found and found[-1]["role"] == role:
-            found[-1]["content"].extend(blocks)
-        else:
-            found.append({"role": role, "content": blocks})
-    if found and found[-1]["role"] == "assistant" and (last := found[-1]["content"][-1])["type"] == "text":
-        # An answer to be continued may not end in white space.
-        last["text"] = last["text"].rstrip()
-    return found
-
-
-def _block(part: TextPart | ToolCallPart | ToolResultPart) -> dict[str, Any] | None:
+def _block(part: Part) -> dict[str, Any] | None:
     if isinstance(part, TextPart):
         # The API refuses blank text.
         return {"type": "text", "text": part.text} if part.text.strip() else None
+    if isinstance(part, ImagePart):
+        source = {"type": "base64", "media_type": part.media_type, "data": as_base64(part)}
+        return {"type": "image", "source": source}
     if isinstance(part, ToolCallPart):
         return {"type": "tool_use", "id": part.call_id, "name": part.name, "input": part.arguments}
     block: dict[str, Any] = {"type": "tool_result", "tool_use_id": part.call_id, "content": part.content}
@@ -125,128 +138,23 @@ def _block(part: TextPart | ToolCallPart | ToolResultPart) -> dict[str, Any] | N
     return block
 
 
-class _ToolUse:
-    __slots__ = ("id", "name", "pieces", "size")
-
-    def __init__(self, block: Mapping[str, Any]) -> None:
-        self.id = str(block.get("id") or "")
-        self.name = str(block.get("name") or "")
-        self.pieces: list[str] = []
-        self.size = 0
-
-    def add(self, piece: str) -> None:
-        self.size += len(piece)
-        if self.size > MAX_ARGUMENT_CHARS:
-            raise BadOutput
-        self.pieces.append(piece)
-
-    def chunk(self) -> ToolCallChunk:
-        raw = clean("".join(self.pieces))
-        return ToolCallChunk(clean(self.id) or new_id().hex, clean(self.name), read_arguments(raw), raw)
+def _tools(request: ModelRequest) -> dict[str, Any]:
+    fields: dict[str, Any] = {
+        "tools": [
+            {"name": tool.name, "description": tool.description, "input_schema": tool.parameters}
+            for tool in request.tools
+        ]
+    }
+    choice: dict[str, Any] = {}
+    if (wanted := request.tool_choice) is not None:
+        choice = {"type": _CHOICES[wanted]} if wanted in _CHOICES else {"type": "tool", "name": wanted}
+    if request.parallel_tools is not None and choice.get("type") != "none":
+        choice = {"type": "auto", **choice, "disable_parallel_tool_use": not request.parallel_tools}
+    return fields | ({"tool_choice": choice} if choice else {})
 
 
-class _Parser:
-    """Reads one streamed message."""
-
-    def __init__(self) -> None:
-        self.started = False
-        self.finished = False
-        self.done = False
-        self._reason = FinishReason.STOP
-        self._usage = UsageChunk()
-        self._text = TextJoiner()
-        self._reasoning = TextJoiner()
-        self._tools: dict[object, _ToolUse] = {}
-        self._tools_seen = 0
-        self._handlers: dict[object, Callable[[dict[str, Any]], Iterable[Chunk]]] = {
-            "content_block_delta": self._on_delta,
-            "content_block_start": self._on_block_start,
-            "content_block_stop": self._on_block_stop,
-            "message_start": self._on_message_start,
-            "message_delta": self._on_message_delta,
-            "message_stop": self._on_message_stop,
-            "error": self._on_error,
-        }
-
-    def feed(self, event: Event) -> Iterable[Chunk]:
-        payload = read_json(event[1])
-        if type(payload) is not dict:
-            raise BadOutput
-        try:
-            # Events of other types, `ping` among them, may be added at any time and carry no text.
-            handler = self._handlers.get(payload.get("type"))
-            return handler(payload) if handler is not None else ()
-        except (AttributeError, KeyError, TypeError):
-            raise BadOutput from None
-
-    def end(self) -> Iterable[Chunk]:
-        if rest := self._reasoning.flush():
-            yield ReasoningChunk(rest)
-        if rest := self._text.flush():
-            yield TextChunk(rest)
-        for tool in self._tools.values():
-            yield tool.chunk()
-        yield Finish(self._reason)
-
-    def _on_delta(self, payload: dict[str, Any]) -> Iterable[Chunk]:
-        delta = payload["delta"]
-        kind = delta["type"]
-        self.started = True
-        if kind == "text_delta":
-            text = self._text.feed(delta["text"])
-            return (TextChunk(text),) if text else ()
-        if kind == "input_json_delta":
-            self._tools[payload["index"]].add(delta["partial_json"])
-        elif kind == "thinking_delta":
-            text = self._reasoning.feed(delta["thinking"])
-            return (ReasoningChunk(text),) if text else ()
-        return ()
-
-    def _on_block_start(self, payload: dict[str, Any]) -> Iterable[Chunk]:
-        block = payload["content_block"]
-        if block["type"] == "tool_use":
-            self.started = True
-            self._tools_seen += 1
-            if self._tools_seen > MAX_TOOL_CALLS:
-                raise BadOutput
-            self._tools[payload["index"]] = _ToolUse(block)
-        elif block["type"] == "text" and block.get("text"):
-            text = self._text.feed(block["text"])
-            return (TextChunk(text),) if text else ()
-        return ()
-
-    def _on_block_stop(self, payload: dict[str, Any]) -> Iterable[Chunk]:
-        tool = self._tools.pop(payload["index"], None)
-        return (tool.chunk(),) if tool is not None else ()
-
-    def _on_message_start(self, payload: dict[str, Any]) -> Iterable[Chunk]:
-        return self._count(payload["message"].get("usage"))
-
-    def _on_message_delta(self, payload: dict[str, Any]) -> Iterable[Chunk]:
-        reason = (payload.get("delta") or {}).get("stop_reason")
-        if reason:
-            self._reason = _FINISH.get(reason, FinishReason.STOP)
-            self.finished = True
-        return self._count(payload.get("usage"))
-
-    def _on_message_stop(self, _: dict[str, Any]) -> Iterable[Chunk]:
-        self.done = True
-        return ()
-
-    def _on_error(self, payload: dict[str, Any]) -> Iterable[Chunk]:
-        raise read_error(payload.get("error"))
-
-    def _count(self, usage: Mapping[str, Any] | None) -> Iterable[Chunk]:
-        """Take over token counts. Anthropic counts cached and uncached input apart; the port counts them together."""
-        if not usage:
-            return ()
-        before = self._usage
-        cached = as_count(usage.get("cache_read_input_tokens"))
-        fresh = as_count(usage.get("input_tokens")) + as_count(usage.get("cache_creation_input_tokens"))
-        has_input = usage.get("input_tokens") is not None
-        self._usage = UsageChunk(
-            input_tokens=fresh + cached if has_input else before.input_tokens,
-            cached_tokens=cached if has_input else before.cached_tokens,
-            output_tokens=as_count(usage.get("output_tokens")) or before.output_tokens,
-        )
-        return (self._usage,)
+def _lost_its_thoughts(messages: list[dict[str, Any]]) -> bool:
+    """Return whether the model is told of tools that it called with reasoning which is not known any more."""
+    if len(messages) < 2 or messages[-1]["role"] != "user" or messages[-1]["content"][0]["type"] != "tool_result":
+        return False
+    return "thinking" not in messages[-2]["content"][0]["type"]

@@ -9,10 +9,14 @@ from typing import Any
 import httpx
 import orjson
 
+from parley.llm.adapters.stops import until_stop
+from parley.llm.estimates import output_room
+from parley.llm.examples import example_of
 from parley.llm.ports import (
     Chunk,
     Finish,
     FinishReason,
+    ImagePart,
     ModelMessage,
     ModelRequest,
     TextChunk,
@@ -23,6 +27,7 @@ from parley.llm.ports import (
     UsageChunk,
 )
 from parley.llm.registry import ModelEntry
+from parley.llm.schemas import schema_for
 
 DEFAULT_DELAY_MS = 20
 MAX_REPEATS = 5_000
@@ -42,15 +47,20 @@ class DemoModel:
     """Answers without a provider.
 
     The entry's parameter `delay_ms` is the pause between two words. `repeat N word` streams N numbered words.
-    Given a prefill that its answer begins with, it says the rest of that answer, word by word as before.
+    Given a prefill that its answer begins with, it says the rest of that answer, word by word as before. Asked for
+    JSON it makes the least that fits the schema, and so it does for the arguments of a tool that it has to call.
     """
 
     def __init__(self, entry: ModelEntry, http: httpx.AsyncClient | None = None) -> None:  # noqa: ARG002  same for all
         self._entry = entry
         self._delay_ms = float(entry.parameters.get("delay_ms", DEFAULT_DELAY_MS))
 
-    async def stream(self, request: ModelRequest) -> AsyncGenerator[Chunk]:
+    def stream(self, request: ModelRequest) -> AsyncGenerator[Chunk]:
         """Ask, and yield what comes."""
+        chunks = self._stream(request)
+        return until_stop(chunks, request.stop) if request.stop else chunks
+
+    async def _stream(self, request: ModelRequest) -> AsyncGenerator[Chunk]:
         delay_s = float(request.parameters.get("delay_ms", self._delay_ms)) / 1000
         input_tokens = sum(len(_text_of(message).split()) for message in request.messages)
         # Who has begun to talk calls no tool any more.
@@ -60,9 +70,11 @@ class DemoModel:
             yield UsageChunk(input_tokens=input_tokens, output_tokens=len(call.raw.split()))
             yield Finish(FinishReason.TOOL_CALLS)
             return
-        limit = min(request.max_output_tokens, self._entry.max_output_tokens)
+        wanted = schema_for(self._entry, request)
+        said = _words(orjson.dumps(example_of(wanted.schema)).decode()) if wanted else _pieces(request)
+        limit = min(request.max_output_tokens, output_room(self._entry))
         # The words of the prefill count: the whole is as long as if nobody had broken it off.
-        pieces, given = _behind(request.prefill, _pieces(request)) if request.prefill else (_pieces(request), 0)
+        pieces, given = _behind(request.prefill, said) if request.prefill else (said, 0)
         written = given
         reason = FinishReason.STOP
         for piece in pieces:
@@ -90,7 +102,8 @@ def _answers_tools(request: ModelRequest) -> bool:
 
 
 def _tool_call(request: ModelRequest) -> ToolCallChunk | None:
-    if _answers_tools(request):
+    choice = request.tool_choice
+    if _answers_tools(request) or choice == "none":
         return None
     text = _last_user_text(request)
     offered = {tool.name for tool in request.tools}
@@ -99,6 +112,11 @@ def _tool_call(request: ModelRequest) -> ToolCallChunk | None:
             arguments = {argument: match[1]} if argument else {}
             made = sum(isinstance(part, ToolCallPart) for message in request.messages for part in message.parts)
             return ToolCallChunk(f"demo_{made + 1}", name, arguments, orjson.dumps(arguments).decode())
+    if choice not in {None, "auto"} and request.tools:
+        tool = next((tool for tool in request.tools if tool.name == choice), request.tools[0])
+        arguments = example_of(tool.parameters)
+        arguments = arguments if isinstance(arguments, dict) else {}
+        return ToolCallChunk("demo_1", tool.name, arguments, orjson.dumps(arguments).decode())
     return None
 
 
@@ -114,7 +132,18 @@ def _pieces(request: ModelRequest) -> Iterator[str]:
     return _words(
         "I am Parley's demo model: no provider is configured. "
         + (f"You said: {echo}" if echo else "You said nothing that I can read.")
+        + _seen(request)
     )
+
+
+def _seen(request: ModelRequest) -> str:
+    """Say what images came with the last question."""
+    asked = next((message for message in reversed(request.messages) if message.role == "user"), None)
+    images = [part for part in asked.parts if isinstance(part, ImagePart)] if asked else []
+    if not images:
+        return ""
+    kinds = ", ".join(f"{image.media_type} of {len(image.data)} bytes" for image in images)
+    return f" I cannot look at {'this image' if len(images) == 1 else 'these images'}: {kinds}."
 
 
 def _behind(prefill: str, pieces: Iterator[str]) -> tuple[Iterator[str], int]:

@@ -37,6 +37,7 @@ _BY_NAME: Mapping[str, Callable[..., ModelError]] = {
     "request_too_large": ContextTooLong,
     "content_filter": ContentFiltered,
     "content_policy_violation": ContentFiltered,
+    "image_content_policy_violation": ContentFiltered,
     # What OpenAI's reasoning models say of a prompt that breaks its usage policy.
     "invalid_prompt": ContentFiltered,
     "insufficient_quota": _out_of_quota,
@@ -50,6 +51,12 @@ _BY_NAME: Mapping[str, Callable[..., ModelError]] = {
     "rate_limit_error": ProviderRateLimited,
     "timeout_error": ProviderTimedOut,
     "overloaded_error": ProviderUnavailable,
+    # Google's words.
+    "RESOURCE_EXHAUSTED": ProviderRateLimited,
+    "UNAUTHENTICATED": ProviderAuthFailed,
+    "PERMISSION_DENIED": ProviderAuthFailed,
+    "NOT_FOUND": ModelNotFound,
+    "DEADLINE_EXCEEDED": ProviderTimedOut,
 }
 _BY_STATUS: Mapping[int, Callable[..., ModelError]] = {
     401: ProviderAuthFailed,
@@ -73,20 +80,28 @@ def read_refusal(status: int, headers: Mapping[str, str], body: bytes) -> ModelE
         found = read_json(body)
     except BadOutput:
         found = None
-    error = found.get("error") if isinstance(found, dict) else None
-    return _refusal(status, error if isinstance(error, dict) else {}, _retry_after_s(headers))
+    if isinstance(found, list) and found:  # Gemini's way
+        found = found[0]
+    error = (found.get("error") or found) if isinstance(found, dict) else {}
+    return _refusal(status, _as_object(error), _retry_after_s(headers))
 
 
 def read_error(error: object) -> ModelError:
     """Read an error object that came inside a stream. Without a name that we know it is the provider's failure."""
-    return _refusal(None, error if isinstance(error, dict) else {}, None)
+    return _refusal(None, _as_object(error), None)
+
+
+def _as_object(error: object) -> Mapping[str, Any]:
+    if isinstance(error, dict):
+        return error
+    return {"message": error} if isinstance(error, str) else {}
 
 
 def _refusal(status: int | None, error: Mapping[str, Any], retry_after_s: int | None) -> ModelError:
     code = error.get("code")
     if status is None and isinstance(code, int) and 400 <= code <= 599:
         status = code
-    names = [name for name in (code, error.get("type")) if isinstance(name, str)]
+    names = [name for name in (code, error.get("type"), error.get("status")) if isinstance(name, str)]
     # Only words of the protocol reach the log: messages may hold prompts or parts of keys.
     logged = [name if _LOGGABLE.fullmatch(name) else "?" for name in names]
     logger.warning("A provider refused a call: status %s, error %s", status, logged)

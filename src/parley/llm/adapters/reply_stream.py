@@ -8,10 +8,10 @@ from typing import Any, Literal, Protocol
 import httpx
 import orjson
 
-from parley.core.http import chunk_reader
+from parley.core.http import OutgoingRefused, chunk_reader
 from parley.llm.adapters.deadline import ReadDeadline
 from parley.llm.adapters.refusals import read_error, read_refusal
-from parley.llm.errors import BadOutput, ModelError, ProviderTimedOut, ProviderUnavailable
+from parley.llm.errors import AddressRefused, BadOutput, ModelError, ProviderTimedOut, ProviderUnavailable
 from parley.llm.ports import Chunk
 from parley.llm.registry import ModelEntry
 from parley.llm.sse import Event, EventSplitter
@@ -27,11 +27,6 @@ _LATE = {
 }
 
 
-# A reply is bounded by its tokens; these bound what is gathered from a provider that ignores the bound.
-MAX_TOOL_CALLS = 128
-MAX_ARGUMENT_CHARS = 1024 * 1024
-
-
 def with_parameters(body: Mapping[str, Any], *layers: Mapping[str, Any]) -> dict[str, Any]:
     """Lay parameters over a request body, later layers on top. A null leaves the field out."""
     merged = dict(body)
@@ -41,8 +36,18 @@ def with_parameters(body: Mapping[str, Any], *layers: Mapping[str, Any]) -> dict
 
 
 def as_count(value: object) -> int:
-    """Read a token count; what is not one counts as none."""
-    return value if isinstance(value, int) and 0 <= value < 2**31 else 0
+    """Read a token count, which may be written as text; what is not one counts as none."""
+    if type(value) is str and value.isascii() and value.isdecimal() and len(value) <= len(str(2**31)):
+        return as_count(int(value))
+    if type(value) is float and value.is_integer():
+        return as_count(int(value))
+    return value if type(value) is int and 0 <= value < 2**31 else 0
+
+
+def bearer(entry: ModelEntry) -> dict[str, str]:
+    """Return the headers of an entry, with its key as OpenAI and most others take it."""
+    key = {"authorization": f"Bearer {entry.api_key.get_secret_value()}"} if entry.api_key else {}
+    return {**entry.headers, **key}
 
 
 class ReplyParser(Protocol):
@@ -106,7 +111,7 @@ async def call_json(
     request = http.build_request(
         method,
         f"{entry.base_url}{path}",
-        headers={"accept": "application/json", **headers},
+        headers={"accept": "application/json", "accept-encoding": "identity", **headers},
         timeout=httpx.Timeout(None, connect=entry.timeouts.connect),
     )
     try:
@@ -114,7 +119,8 @@ async def call_json(
             response = await http.send(request, stream=True)
             try:
                 body = bytearray()
-                async for chunk in response.aiter_bytes():
+                read = chunk_reader(response)
+                while chunk := await read():
                     body += chunk
                     if len(body) > _MAX_JSON_BYTES:
                         raise BadOutput
@@ -124,6 +130,8 @@ async def call_json(
         raise ProviderTimedOut(_LATE["idle"]) from None
     except httpx.TimeoutException as error:
         raise ProviderTimedOut(_LATE["connect"]) from error
+    except OutgoingRefused as refused:
+        raise AddressRefused(f"The URL that is set for this provider cannot be used: {refused}.") from refused
     except httpx.HTTPError as error:
         raise ProviderUnavailable("The model provider cannot be reached.") from error
     if response.status_code != 200:
@@ -155,6 +163,8 @@ class _EventSource:
             chunk = await self._deadline.read(self._read_chunk, step_at)
         except TimeoutError:
             raise ProviderTimedOut(_LATE[step]) from None
+        except OutgoingRefused as refused:
+            raise AddressRefused(f"The answer of this provider cannot be used: {refused}.") from refused
         except httpx.HTTPError as error:
             raise ProviderUnavailable("The model provider broke off its answer.") from error
         if not chunk:
@@ -192,6 +202,8 @@ async def _open(
         raise ProviderTimedOut(_LATE[step]) from None
     except httpx.TimeoutException as error:
         raise ProviderTimedOut(_LATE["connect"]) from error
+    except OutgoingRefused as refused:
+        raise AddressRefused(f"The URL that is set for this provider cannot be used: {refused}.") from refused
     except httpx.HTTPError as error:
         raise ProviderUnavailable("The model provider cannot be reached.") from error
     source = _EventSource(chunk_reader(response), entry, began_at)
@@ -201,6 +213,8 @@ async def _open(
             raise read_refusal(response.status_code, response.headers, await _read_body(response, began_at, entry))
         if kind in {"application/json", "text/html"}:
             raise _not_a_stream(await _read_body(response, began_at, entry))
+        if response.headers.get("content-encoding", "identity").strip().lower() not in {"", "identity"}:
+            raise BadOutput
         yield source
     finally:
         source.close()
@@ -210,9 +224,11 @@ async def _open(
 async def _read_body(response: httpx.Response, began_at: float, entry: ModelEntry) -> bytes:
     """Read the start of a body that is not a stream; what cannot be read in time does not matter."""
     body = bytearray()
+    read = chunk_reader(response)
     try:
         async with asyncio.timeout_at(began_at + min(entry.timeouts.first_token, entry.timeouts.total)):
-            async for chunk in response.aiter_bytes():
+            # Read as it came: what is compressed, though nobody asked for it, may unpack to any size.
+            while chunk := await read():
                 body += chunk
                 if len(body) > _MAX_ERROR_BYTES:
                     break

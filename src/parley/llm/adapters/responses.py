@@ -1,4 +1,4 @@
-"""OpenAI's Responses API in background mode: an answer that goes on at OpenAI while nobody reads it.
+"""OpenAI's Responses API, in background mode: an answer that goes on at OpenAI while nobody reads it.
 
 https://platform.openai.com/docs/guides/background
 
@@ -6,6 +6,8 @@ OpenAI keeps such a response for about ten minutes and streams it again for abou
 id and the `sequence_number` of an event; a stream can be read on from there, and after the stream is gone the whole
 response can be had. So an answer survives the end of the process that read it, and a broken connection is not the end
 of an answer: the adapter reads on by itself.
+
+An entry with `background: false` is asked without all that, and OpenAI keeps nothing of it.
 """
 
 import asyncio
@@ -17,8 +19,10 @@ from typing import Any, Self
 import httpx
 import orjson
 
-from parley.llm.adapters.reply_stream import call_json, stream_reply, with_parameters
+from parley.llm.adapters.images import as_data_url
+from parley.llm.adapters.reply_stream import bearer, call_json, stream_reply, with_parameters
 from parley.llm.adapters.responses_events import RUNNING, Place, ResponseParser, WholeResponse, failure
+from parley.llm.adapters.stops import until_stop
 from parley.llm.errors import (
     BadOutput,
     ContentFiltered,
@@ -30,20 +34,24 @@ from parley.llm.errors import (
     ReattachRefused,
     RequestRefused,
 )
+from parley.llm.estimates import output_room
 from parley.llm.ports import (
     Chunk,
     CursorChunk,
     Finish,
+    ImagePart,
     ModelMessage,
     ModelRequest,
     OnClose,
+    Part,
     TextChunk,
     TextPart,
     ToolCallPart,
     ToolResultPart,
     UsageChunk,
 )
-from parley.llm.registry import ModelEntry
+from parley.llm.registry import Capability, ModelEntry
+from parley.llm.schemas import schema_for, strict_schema
 
 logger = logging.getLogger(__name__)
 
@@ -65,12 +73,17 @@ class ResponsesModel:
     def __init__(self, entry: ModelEntry, http: httpx.AsyncClient) -> None:
         self._entry = entry
         self._http = http
-        key = entry.api_key
-        self._headers = {"authorization": f"Bearer {key.get_secret_value()}"} if key else {}
+        self._headers = bearer(entry)
+        self.background = entry.background
+        self._maker = f"openai_responses:{entry.name}"
 
-    async def stream(self, request: ModelRequest) -> AsyncGenerator[Chunk]:
-        """Ask, and yield what comes."""
-        parser = ResponseParser()
+    def stream(self, request: ModelRequest) -> AsyncGenerator[Chunk]:
+        """Ask, and yield what comes. The API knows no stop texts: the answer is ended here."""
+        chunks = self._stream(request)
+        return until_stop(chunks, request.stop) if request.stop else chunks
+
+    async def _stream(self, request: ModelRequest) -> AsyncGenerator[Chunk]:
+        parser = self._parser(request, None)
         said: list[str] = []
         began_at = asyncio.get_running_loop().time()
         async with _Hold(self, parser, request.on_close) as hold:
@@ -86,7 +99,7 @@ class ResponsesModel:
                     raise
             logger.warning("A stream of %s broke off and is read on", self._entry.id)
             try:
-                async with aclosing(self._read_on(hold, parser.place, "".join(said), began_at)) as chunks:
+                async with aclosing(self._read_on(hold, request, parser.place, "".join(said), began_at)) as chunks:
                     async for chunk in chunks:
                         yield chunk
             except ReattachRefused:
@@ -97,17 +110,19 @@ class ResponsesModel:
         place = Place.parse(cursor)
         began_at = asyncio.get_running_loop().time()
         async with (
-            _Hold(self, ResponseParser(place), request.on_close) as hold,
-            aclosing(self._read_on(hold, place, said, began_at)) as chunks,
+            _Hold(self, self._parser(request, place), request.on_close) as hold,
+            aclosing(self._read_on(hold, request, place, said, began_at)) as chunks,
         ):
             async for chunk in chunks:
                 yield chunk
 
-    async def _read_on(self, hold: "_Hold", place: Place, said: str, began_at: float) -> AsyncGenerator[Chunk]:
+    async def _read_on(
+        self, hold: "_Hold", request: ModelRequest, place: Place, said: str, began_at: float
+    ) -> AsyncGenerator[Chunk]:
         """Yield what follows: text behind `said`, all else behind the place."""
         heard: list[str] = []
         begun = differs = False
-        parser = hold.parser = ResponseParser(place)
+        parser = hold.parser = self._parser(request, place)
         # Text that was shown before its cursor was kept comes again, and is taken away again.
         again = said[place.chars :]
         # With less text than the cursor stands for, only the whole response has what is missing.
@@ -140,7 +155,8 @@ class ResponsesModel:
                 if differs or parser.called or parser.ended or isinstance(error, _FINAL):
                     raise
         try:
-            whole = await self._whole(hold, place.response_id, began_at + self._entry.timeouts.total)
+            response = await self._whole(hold, place.response_id, began_at + self._entry.timeouts.total)
+            whole = WholeResponse.read(response, refusal_is_filtered=request.response_schema is not None)
             rest = self._rest(whole, said + "".join(heard))
         except ReattachRefused:
             if begun:
@@ -160,7 +176,7 @@ class ResponsesModel:
             whole.finish,
         ]
 
-    async def _whole(self, hold: "_Hold", response_id: str, due_at: float) -> WholeResponse:
+    async def _whole(self, hold: "_Hold", response_id: str, due_at: float) -> dict[str, Any]:
         """Wait for a response to end. Raises `ReattachRefused` when it is gone or does not end in time."""
         now = asyncio.get_running_loop().time
         pause_s, faults = _POLL_S, 0
@@ -190,7 +206,7 @@ class ResponsesModel:
                     hold.ended = True
                     if status not in {"completed", "incomplete"}:
                         raise failure(response) if response.get("error") else ReattachRefused
-                    return WholeResponse.read(response)
+                    return dict(response)
             await asyncio.sleep(min(pause_s, max(due_at - now(), 0)))
             pause_s = min(pause_s * 1.5, _POLL_CAP_S)
         raise ReattachRefused
@@ -212,38 +228,54 @@ class ResponsesModel:
         except ModelError as error:
             logger.warning("An answer of %s could not be stopped: %s", self._entry.id, error.code)
 
+    def _parser(self, request: ModelRequest, place: Place | None) -> ResponseParser:
+        return ResponseParser(
+            place,
+            places=self._entry.background,
+            maker=self._maker,
+            refusal_is_filtered=request.response_schema is not None,
+        )
+
     def _body(self, request: ModelRequest) -> dict[str, Any]:
         entry = self._entry
-        body: dict[str, Any] = {"input": [item for message in request.messages for item in _items(message)]}
+        body: dict[str, Any] = {"input": [item for message in request.messages for item in self._items(message)]}
         system = [message for message in request.messages if message.role == "system"]
         if instructions := "\n\n".join(filter(None, map(_text_of, system))):
             body["instructions"] = instructions
         if request.tools:
-            body["tools"] = [
-                {
-                    "type": "function",
-                    "name": tool.name,
-                    "description": tool.description,
-                    "parameters": tool.parameters,
-                    # The default here is to allow only what strict schemas can say.
-                    "strict": False,
-                }
-                for tool in request.tools
-            ]
+            body |= _tools(request)
         if request.temperature is not None:
             body["temperature"] = request.temperature
+        if (wanted := schema_for(entry, request)) is not None:
+            strict = strict_schema(wanted.schema) if wanted.strict else None
+            schema = {"type": "json_schema", "name": wanted.name, "schema": strict or wanted.schema}
+            body["text"] = {"format": schema | {"strict": strict is not None}}
+        if Capability.REASONING in entry.capabilities:
+            body["include"] = ["reasoning.encrypted_content"]
         body = with_parameters(body, entry.parameters, request.parameters)
-        bounds = [request.max_output_tokens, entry.max_output_tokens]
+        bounds = [request.max_output_tokens, output_room(entry)]
         if "max_output_tokens" in body:
             bounds.append(body["max_output_tokens"])
-        # An answer can be read on only with these three.
-        return body | {
-            "model": entry.name,
-            "max_output_tokens": min(bounds),
-            "background": True,
-            "stream": True,
-            "store": True,
-        }
+        # An answer can be read on only with all three of them.
+        kept = {"background": True, "store": True} if entry.background else {"store": False}
+        return body | {"model": entry.name, "max_output_tokens": min(bounds), "stream": True, **kept}
+
+    def _items(self, message: ModelMessage) -> Iterable[dict[str, Any]]:
+        """Map a message. Calls, their results and the reasoning before them are items of their own."""
+        if message.role == "system":
+            return
+        if any(isinstance(part, ImagePart) for part in message.parts):
+            yield {"role": message.role, "content": [block for part in message.parts for block in _blocks(part)]}
+        elif message.role != "tool" and (text := _text_of(message)):
+            yield {"role": message.role, "content": text}
+        for part in message.parts:
+            if isinstance(part, ToolCallPart):
+                if part.state is not None and part.state.maker == self._maker:
+                    yield from part.state.value
+                arguments = orjson.dumps(part.arguments).decode()
+                yield {"type": "function_call", "call_id": part.call_id, "name": part.name, "arguments": arguments}
+            elif isinstance(part, ToolResultPart):
+                yield {"type": "function_call_output", "call_id": part.call_id, "output": part.content}
 
 
 def _broken_off() -> ProviderUnavailable:
@@ -266,6 +298,9 @@ class _Hold:
         parser = self.parser
         # Without a place nobody can read on, so nothing is left to run.
         kept = self._on_close.keep_running and parser.place is not None
+        # One that is not in the background ends with its connection.
+        if not self._model.background:
+            return
         if parser.response_id and not (self.ended or parser.ended or kept):
             await self._model.cancel(parser.response_id)
 
@@ -274,15 +309,31 @@ def _text_of(message: ModelMessage) -> str:
     return "\n\n".join(part.text for part in message.parts if isinstance(part, TextPart))
 
 
-def _items(message: ModelMessage) -> Iterable[dict[str, Any]]:
-    """Map a message. Calls and their results are items of their own."""
-    if message.role == "system":
-        return
-    if message.role != "tool" and (text := _text_of(message)):
-        yield {"role": message.role, "content": text}
-    for part in message.parts:
-        if isinstance(part, ToolCallPart):
-            arguments = orjson.dumps(part.arguments).decode()
-            yield {"type": "function_call", "call_id": part.call_id, "name": part.name, "arguments": arguments}
-        elif isinstance(part, ToolResultPart):
-            yield {"type": "function_call_output", "call_id": part.call_id, "output": part.content}
+def _blocks(part: Part) -> Iterable[dict[str, Any]]:
+    if isinstance(part, TextPart) and part.text:
+        yield {"type": "input_text", "text": part.text}
+    elif isinstance(part, ImagePart):
+        yield {"type": "input_image", "image_url": as_data_url(part), "detail": part.detail or "auto"}
+
+
+def _tools(request: ModelRequest) -> dict[str, Any]:
+    fields: dict[str, Any] = {
+        "tools": [
+            {
+                "type": "function",
+                "name": tool.name,
+                "description": tool.description,
+                "parameters": tool.parameters,
+                # The default here is to allow only what strict schemas can say.
+                "strict": False,
+            }
+            for tool in request.tools
+        ]
+    }
+    choice = request.tool_choice
+    if choice is not None:
+        named = choice not in {"auto", "none", "required"}
+        fields["tool_choice"] = {"type": "function", "name": choice} if named else choice
+    if request.parallel_tools is not None:
+        fields["parallel_tool_calls"] = request.parallel_tools
+    return fields

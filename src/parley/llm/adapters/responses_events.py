@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
-from parley.core.ids import new_id
+from parley.llm.adapters.gathering import MAX_TOOL_CALLS, GatheredCall, as_text, state_of
 from parley.llm.adapters.refusals import read_error
-from parley.llm.adapters.reply_stream import MAX_ARGUMENT_CHARS, MAX_TOOL_CALLS, as_count
+from parley.llm.adapters.reply_stream import as_count
 from parley.llm.errors import BadOutput, ModelError, ProviderUnavailable, ReattachRefused
 from parley.llm.ports import (
     Chunk,
@@ -23,7 +23,7 @@ from parley.llm.ports import (
     UsageChunk,
 )
 from parley.llm.sse import Event
-from parley.llm.text import TextJoiner, clean, read_arguments, read_json
+from parley.llm.text import TextJoiner, clean, read_json
 
 RUNNING = frozenset({"queued", "in_progress"})
 """The states of a response that has not ended."""
@@ -56,34 +56,19 @@ class Place:
         return f"{self.response_id}:{self.number}:{self.chars}"
 
 
-class _Call:
-    __slots__ = ("id", "name", "pieces", "size")
-
-    def __init__(self, item: Mapping[str, Any]) -> None:
-        self.id = str(item.get("call_id") or "")
-        self.name = str(item.get("name") or "")
-        self.pieces: list[str] = []
-        self.size = 0
-
-    def add(self, piece: str) -> None:
-        self.size += len(piece)
-        if self.size > MAX_ARGUMENT_CHARS:
-            raise BadOutput
-        self.pieces.append(piece)
-
-    def chunk(self) -> ToolCallChunk:
-        raw = clean("".join(self.pieces))
-        return ToolCallChunk(clean(self.id) or new_id().hex, clean(self.name), read_arguments(raw), raw)
-
-
 class ResponseParser:
     """Reads a streamed response, from its beginning or from behind `place`.
 
     Behind a place, events that stand before it are passed over, for some servers send them again, and a stream that
     does not begin with the next event, or begins with an error, is a `ReattachRefused`.
+
+    `places`: whether there is anything to go back to. `maker` marks what the model wants back with its tool calls.
+    `refusal_is_filtered`: an answer that is a refusal ends with `content_filter`; else it is text like any other.
     """
 
-    def __init__(self, place: Place | None = None) -> None:
+    def __init__(
+        self, place: Place | None = None, *, places: bool = True, maker: str = "", refusal_is_filtered: bool = False
+    ) -> None:
         self.started = False
         self.finished = False
         self.done = False
@@ -96,19 +81,24 @@ class ResponseParser:
         """Whether a tool call has begun: behind it there are no places."""
         self.refused = False
         """Whether the provider itself has told of a failure."""
+        self._places = places
+        self._maker = maker
+        self._refusal_is_filtered = refusal_is_filtered
         self._behind = self._resuming = place is not None
         self._number = place.number if place else -1
         self._chars = place.chars if place else 0
+        self._last = b""
         self._fresh = False
         self._reason = FinishReason.STOP
         self._usage: UsageChunk | None = None
         self._text = TextJoiner()
         self._reasoning = TextJoiner()
-        self._calls: dict[object, _Call] = {}
+        self._calls: dict[object, GatheredCall] = {}
         self._calls_seen = 0
+        self._thoughts: list[dict[str, Any]] = []
         self._handlers: dict[object, Callable[[dict[str, Any]], Iterable[Chunk]]] = {
             "response.output_text.delta": self._on_text,
-            "response.refusal.delta": self._on_text,
+            "response.refusal.delta": self._on_refusal,
             "response.reasoning_text.delta": self._on_reasoning,
             "response.reasoning_summary_text.delta": self._on_reasoning,
             "response.reasoning_summary_part.added": self._on_summary_part,
@@ -135,7 +125,7 @@ class ResponseParser:
             raise BadOutput
         try:
             kind = payload.get("type")
-            if kind != "error" and not self._is_next(payload):
+            if kind != "error" and not self._is_next(payload, data):
                 return ()
             # Events of other types carry nothing that is not in these, and new ones may come at any time.
             handler = self._handlers.get(kind)
@@ -155,7 +145,7 @@ class ResponseParser:
             yield self._usage
         yield Finish(_with_calls(self._reason, called=self._calls_seen > 0))
 
-    def _is_next(self, payload: dict[str, Any]) -> bool:
+    def _is_next(self, payload: dict[str, Any], data: bytes) -> bool:
         number = payload.get("sequence_number")
         if type(number) is not int:
             self._fresh = False
@@ -166,13 +156,17 @@ class ResponseParser:
         if self._resuming and number != self._number + 1:
             raise ReattachRefused
         self._resuming = False
+        if number == self._number > 0 and data == self._last:
+            return False  # the same event once more, of a server that counts
+        self._last = data
         self._fresh = number > self._number
         self._number = max(number, self._number)
         return True
 
     def _visible(self, chunk: TextChunk | ReasoningChunk) -> Iterable[Chunk]:
         if (
-            not self._fresh
+            not self._places
+            or not self._fresh
             or not self.response_id
             or self.called
             # What has come of a character would be lost behind the place.
@@ -188,6 +182,11 @@ class ResponseParser:
         text = self._text.feed(payload["delta"])
         self._chars += len(text)
         return self._visible(TextChunk(text)) if text else ()
+
+    def _on_refusal(self, payload: dict[str, Any]) -> Iterable[Chunk]:
+        if self._refusal_is_filtered:
+            self._reason = FinishReason.CONTENT_FILTER
+        return self._on_text(payload)
 
     def _on_reasoning(self, payload: dict[str, Any]) -> Iterable[Chunk]:
         self.started = True
@@ -207,10 +206,16 @@ class ResponseParser:
         item = payload["item"]
         if item["type"] == "function_call":
             self.started = self.called = True
+            index = payload["output_index"]
+            call_id = as_text(item.get("call_id"))
+            if (known := self._calls.get(index)) is not None and known.id == call_id:
+                return ()  # the same event once more
             self._calls_seen += 1
             if self._calls_seen > MAX_TOOL_CALLS:
                 raise BadOutput
-            self._calls[payload["output_index"]] = _Call(item)
+            call = self._calls[index] = GatheredCall(call_id, item.get("name"))
+            thoughts, self._thoughts = self._thoughts, []
+            call.state = state_of(self._maker, thoughts, sum(len(str(thought)) for thought in thoughts))
         return ()
 
     def _on_arguments(self, payload: dict[str, Any]) -> Iterable[Chunk]:
@@ -219,21 +224,26 @@ class ResponseParser:
 
     def _on_arguments_done(self, payload: dict[str, Any]) -> Iterable[Chunk]:
         call = self._calls[payload["output_index"]]
-        if not call.pieces:
+        if not call.begun:
             call.add(payload["arguments"])
         return ()
 
     def _on_item_done(self, payload: dict[str, Any]) -> Iterable[Chunk]:
+        item = payload["item"]
+        if item["type"] == "reasoning" and item.get("encrypted_content"):
+            fields = {"id", "summary", "encrypted_content"} & item.keys()
+            self._thoughts.append({"type": "reasoning", **{field: item[field] for field in fields}})
         call = self._calls.pop(payload["output_index"], None)
         if call is None:
             return ()
-        if not call.pieces:
-            call.add(payload["item"].get("arguments") or "")
+        if not call.begun:
+            call.add(item.get("arguments") or "")
         return (call.chunk(),)
 
     def _on_end(self, payload: dict[str, Any]) -> Iterable[Chunk]:
         response = payload["response"]
-        self._reason = _reason(response, incomplete=payload["type"] == "response.incomplete")
+        if self._reason is not FinishReason.CONTENT_FILTER:
+            self._reason = _reason(response, incomplete=payload["type"] == "response.incomplete")
         self._usage = read_usage(response)
         self.finished = self.done = self.ended = True
         return ()
@@ -260,21 +270,25 @@ class WholeResponse:
     finish: Finish
 
     @classmethod
-    def read(cls, response: Mapping[str, Any]) -> Self:
+    def read(cls, response: Mapping[str, Any], *, refusal_is_filtered: bool = False) -> Self:
         """Read the object that the API keeps of a response. Raises `ModelError`."""
         texts: list[str] = []
+        refused = False
         calls: list[ToolCallChunk] = []
         try:
             for item in response["output"]:
                 if item["type"] == "message":
                     # In a stream both come as visible text.
                     texts.extend(part.get("text") or part.get("refusal") or "" for part in item["content"])
+                    refused = refused or any(part.get("refusal") for part in item["content"])
                 elif item["type"] == "function_call":
-                    call = _Call(item)
+                    call = GatheredCall(item.get("call_id"), item.get("name"))
                     call.add(item.get("arguments") or "")
                     calls.append(call.chunk())
             text = clean("".join(texts))
             reason = _with_calls(_reason(response, incomplete=response["status"] == "incomplete"), called=bool(calls))
+            if refused and refusal_is_filtered:
+                reason = FinishReason.CONTENT_FILTER
         except (AttributeError, KeyError, TypeError):
             raise BadOutput from None
         if len(calls) > MAX_TOOL_CALLS:

@@ -1,0 +1,1 @@
+"""Tool calls that wait until whoever asked says yes or no."""

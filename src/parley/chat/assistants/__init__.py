@@ -1,0 +1,1 @@
+"""Assistants: the built-in ones, and those that a workspace makes."""

@@ -1,0 +1,1 @@
+"""Images and text files that messages carry: uploaded, kept in a store, given to models."""

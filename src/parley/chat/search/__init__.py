@@ -1,0 +1,1 @@
+"""Search of what was said, within what the caller may see."""

@@ -1,0 +1,1 @@
+"""Conversations as files: exported, and imported from our own exports and those of other products."""

@@ -1,0 +1,1 @@
+"""The API of OpenAI, for clients that were written for it."""

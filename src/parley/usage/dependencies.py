@@ -1,0 +1,22 @@
+"""What the routes of usage ask for."""
+
+from typing import Annotated
+
+from fastapi import Depends
+
+from parley.core.dependencies import RequestUnit
+from parley.core.scope import CurrentScope
+from parley.usage.budgets import BudgetService
+from parley.usage.reports import UsageReports
+
+
+async def _reports(unit: RequestUnit, scope: CurrentScope) -> UsageReports:
+    return UsageReports(unit, scope)
+
+
+async def _budgets(unit: RequestUnit, scope: CurrentScope) -> BudgetService:
+    return BudgetService(unit, scope)
+
+
+UsageReportsDep = Annotated[UsageReports, Depends(_reports)]
+BudgetServiceDep = Annotated[BudgetService, Depends(_budgets)]

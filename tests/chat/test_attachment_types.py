@@ -50,6 +50,7 @@ def test_text_is_known_by_its_bytes_and_called_by_its_name(name: str, media_type
         (png(), "", "text/plain"),
         (png(), "a.jpg", ""),
         (png(), "a.txt.md", ""),
+        (png(), "a.txt", ""),
         (png(), "a.pdf", "image/png"),
         (b"hello", "", "image/png"),
         (b"hello", "a.png", ""),

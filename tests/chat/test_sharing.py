@@ -366,7 +366,7 @@ async def test_the_others_are_told_what_is_shared_with_them(team: Team, admin: a
     for who in team.others:
         (notice,) = await told(who, 1)
         assert notice["kind"] == "conversation_shared"
-        assert notice["text"] == "A conversation is shared with you: Together"
+        assert notice["text"] == "You may read a conversation of this workspace: Together"
         assert notice["conversation"] == {
             "id": str(team.talk.id), "title": "Together", "owner_id": str(team.alice.user_id), "shared_access": "read"
         }  # fmt: skip

@@ -54,6 +54,15 @@ async def title_of(talk: Talk) -> str | None:
     return found
 
 
+async def test_a_title_that_is_given_back_is_the_first_words_again(talk: Talk, alice: Account) -> None:
+    path = f"/api/v1/conversations/{talk.id}"
+    for text in ("the very first words", "second thing"):
+        _, reply = await talk.send(text)
+        await talk.ended(reply)
+    assert (await alice.http.patch(path, json={"title": "Mine"})).json()["data"]["title"] == "Mine"
+    assert (await alice.http.patch(path, json={"title": None})).json()["data"]["title"] == "the very first words"
+
+
 async def ask(talk: Talk, text: str = QUESTION) -> None:
     _, reply = await talk.send(text)
     await talk.ended(reply)

@@ -206,6 +206,14 @@ async def test_another_content_type_is_refused(
         assert_envelope(answer, 400, 404, 415, 422)
 
 
+async def test_a_text_is_measured_in_characters(alice: Account) -> None:
+    made = await alice.http.post("/api/v1/conversations", json={})
+    answer = await alice.http.post(
+        f"/api/v1/conversations/{made.json()['data']['id']}/messages", json={"text": "x" * 32_001}
+    )
+    assert answer.json()["message"] == "text: String should have at most 32000 characters"
+
+
 async def test_duplicate_keys_never_hurt(alice: Account) -> None:
     answer = await alice.http.post(
         "/api/v1/tasks", content=b'{"title":"a","title":"b"}', headers={"Content-Type": "application/json"}
@@ -217,6 +225,7 @@ ODD: list[Any] = [
     None, True, 0, -1, 1.5, 2**31, 2**63, 2**64, -(2**70), 10**400, 1e308, "", " ", "\x00", "a\x00b", "\ud83d", "\udc00x",
     "\u2028", "\x1b[31m", "é" * 201, CANARY * 3000, "9" * 400, "0001-01-01T00:00:00+23:59", "9999-12-31T23:59:59-23:59",
     "now", [], {}, [[]], [None] * 65, {"type": "text"}, [{"type": "text", "text": "\x00"}], [{"type": "\ud83d"}],
+    [{"type": CANARY}], [{"type": {"a": CANARY}}],
 ]  # fmt: skip
 
 

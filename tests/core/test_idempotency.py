@@ -440,6 +440,7 @@ NO_KEY = {
     "/api/v1/auth/": "before there is a scope, or with a token that is its own key",
     "/api/v1/realtime/tickets": "a ticket is good once, and is not to be given out again",
     "/api/v1/replies/{reply_id}/cancel": "the same twice",
+    "/api/v1/tool-calls/{call_id}/approve": "the same twice; the other answer is refused",
     "/api/v1/invitations/accept": "the token is its own key",
     "/api/v1/webhooks/clerk": "messages carry an id of their own",
 }

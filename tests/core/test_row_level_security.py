@@ -25,7 +25,7 @@ ROWS: dict[str, dict[str, Any]] = {
         "created_at": "2027-01-01T00:00:00Z", "updated_at": "2027-01-01T00:00:00Z",
     },
     "messages": {
-        "id": "{id}", "conversation_id": "{conversation}", "role": "user", "parts": [], "status": "completed",
+        "id": "{id}", "conversation_id": "{conversations}", "role": "user", "parts": [], "status": "completed",
         "author_id": str(USER), "created_at": "2027-01-01T00:00:00Z",
     },
     "tasks": {
@@ -62,10 +62,41 @@ ROWS: dict[str, dict[str, Any]] = {
         "id": "{id}", "at": "2027-01-01T00:00:00Z", "actor": "user", "action": "session.started",
         "outcome": "success", "details": {},
     },
+    "usage_entries": {
+        "id": "{id}", "user_id": str(USER), "purpose": "reply", "provider": "demo", "model": "demo", "attempt": 1,
+        "status": "completed", "input_tokens": 1, "cached_tokens": 0, "output_tokens": 1, "images": 0,
+        "estimated": False, "cost": "0.1", "started_at": "2027-01-01T00:00:00Z", "ended_at": "2027-01-01T00:00:00Z",
+    },
+    "budgets": {"id": "{id}", "period": "day", "ceiling": "10", "alert_at": "0.8"},
+    "budget_counters": {"budget_id": "{budgets}", "starts_on": "2027-01-01", "spent": "0"},
+    "usage_reservations": {
+        "id": "{id}", "user_id": str(USER), "purpose": "reply", "provider": "demo", "model": "demo", "amount": "1",
+        "input_tokens": 1, "input_cost": "0.1", "budgets": [], "reserved_at": "2027-01-01T00:00:00Z",
+    },
+    "assistants": {
+        "id": "{id}", "name": "helper", "title": "Helps", "description": "", "instructions": "Help.",
+        "approval": "never", "approval_tools": [], "parameters": {}, "version": 1,
+    },
+    "tool_approvals": {
+        "id": "{id}", "reply_id": "{messages}", "user_id": str(USER), "tool": "add_task", "arguments": {},
+        "arguments_hash": "\\x00", "expires_at": "2027-01-01T00:00:00Z",
+    },
+    "conversation_pins": {"user_id": str(USER), "conversation_id": "{conversations}"},
+    "search_entries": {"conversation_id": "{conversations}", "id": "{id}", "tsv": "'milk':1"},
+    "attachments": {
+        "id": "{id}", "user_id": str(USER), "kind": "file", "media_type": "text/plain", "name": "a.txt", "size": 1,
+        "sha256": "\\x00", "store": "postgres", "complete": True,
+    },
+    "attachment_chunks": {"attachment_id": "{attachments}", "number": 0, "data": "\\x00"},
+    "stored_objects": {"id": "{id}"},
+    "provider_keys": {"provider": "openai", "sealed": "\\x00", "last_four": "abcd", "given_for": "https://e.org"},
 }  # fmt: skip
 
 # Tables whose rows another user of the same workspace does not see either.
-OWNED = ("tasks", "channel_heads", "channel_events", "jobs", "api_keys", "idempotency_keys")
+OWNED = (
+    "tasks", "channel_heads", "channel_events", "jobs", "api_keys", "idempotency_keys", "tool_approvals",
+    "conversation_pins",
+)  # fmt: skip
 # What the app may do with each; all of it where nothing stands here.
 EVERYTHING = frozenset({"SELECT", "INSERT", "UPDATE", "DELETE"})
 RIGHTS: dict[str, frozenset[str]] = {
@@ -76,6 +107,9 @@ RIGHTS: dict[str, frozenset[str]] = {
     "api_keys": frozenset({"SELECT", "INSERT", "UPDATE"}),
     "invitations": frozenset({"SELECT", "INSERT", "UPDATE"}),
     "audit_events": frozenset({"SELECT", "INSERT"}),
+    "usage_entries": frozenset({"SELECT", "INSERT"}),
+    "attachment_chunks": frozenset({"SELECT", "INSERT", "DELETE"}),
+    "stored_objects": frozenset({"SELECT", "INSERT"}),
 }
 
 
@@ -90,19 +124,21 @@ class Tables:
         self.admin = admin
         self.app = app
         self.here, self.there = new_id(), new_id()
-        self._conversations: dict[UUID, UUID] = {}
+        self._first: dict[tuple[str, UUID], UUID] = {}
 
     async def insert(self, connection: asyncpg.Connection, table: str, workspace: UUID) -> None:
         """Add a row of a workspace."""
         id_ = new_id()
-        if table == "conversations":
-            self._conversations.setdefault(workspace, id_)
-        words = {"id": str(id_), "hex": id_.hex, "conversation": str(self._conversations.get(workspace))}
-        row = json.dumps(ROWS[table] | {key_of(table): str(workspace)})
+        self._first.setdefault((table, workspace), id_)
+        first = {name: str(made) for (name, of), made in self._first.items() if of == workspace}
+        words = {"id": str(id_), "hex": id_.hex, **first}
+        columns = ROWS[table] | {key_of(table): str(workspace)}
+        row = json.dumps(columns)
         for word, value in words.items():
             row = row.replace("{" + word + "}", value)
+        names = ", ".join(columns)
         await connection.execute(
-            f"INSERT INTO {table} SELECT * FROM jsonb_populate_record(NULL::{table}, $1::jsonb)", row
+            f"INSERT INTO {table} ({names}) SELECT {names} FROM jsonb_populate_record(NULL::{table}, $1::jsonb)", row
         )
 
     async def fill(self) -> None:

@@ -323,6 +323,8 @@ def test_what_a_model_cannot_do_is_said(registry: ModelRegistry, body: dict[str,
         ({"functions": [{"name": "f"}]}, "functions"),
         ({"function_call": "auto"}, "function_call"),
         ({"web_search_options": {"a": 1}}, "web_search_options"),
+        ({"web_search_options": {}}, "web_search_options"),
+        ({"audio": {}}, "audio"),
     ],
 )
 def test_what_cannot_be_honoured_is_refused(gpt: ModelEntry, body: dict[str, Any], param: str) -> None:

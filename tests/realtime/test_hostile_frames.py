@@ -191,6 +191,17 @@ async def test_an_id_comes_back_as_it_was_sent(peer: Peer) -> None:
         assert (answer["t"], answer["id"], type(answer["id"])) == ("err", id_, type(id_))
 
 
+@pytest.mark.parametrize(
+    "part", [{"type": "canary-77"}, {"type": {"a": "canary-77"}}, {"type": "image", "attachment": "canary-77"}]
+)
+async def test_what_was_sent_is_not_repeated(ada: Account, peer: Peer, part: dict[str, Any]) -> None:
+    channel = await conversation_of(ada)
+    answer = await peer.ask("chat.send", ch=channel, cid=str(uuid4()), parts=[part])
+    assert answer["t"] == "err"
+    assert "canary-77" not in answer["msg"]
+    assert "`c`" not in answer["msg"]
+
+
 async def test_unknown_fields_are_ignored(peer: Peer) -> None:
     extra = {"zzz": [{"deep": [1, {"er": None}]}], "__proto__": 1, "": 2}
     assert (await peer.ask("sub", ch="tasks", since={"seq": -1, "more": 1}, **extra))["t"] == "subbed"

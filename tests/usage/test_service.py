@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.fake_provider import FakeProvider, script
+from parley.core import clock
 from parley.llm.errors import ModelError, ModelNotUsable, ReattachRefused, UnknownModel
 from parley.llm.ports import CursorChunk, TextChunk, UsageChunk
 from parley.llm.registry import ModelEntry, ModelRegistry, Price
@@ -27,6 +28,7 @@ models:
   openai: {provider: openai, name: fake, price: {input: 3, cached_input: 0.3, output: 15}, retries: 0}
   anthropic: {provider: anthropic, name: fake, price: {input: 3, cached_input: 0.3, output: 15}, retries: 0}
   responses: {provider: responses, name: fake, price: {input: 3, cached_input: 0.3, output: 15}, retries: 0}
+  thinker: {provider: openai, name: fake, price: {output: 15}, retries: 0, capabilities: [reasoning]}
   gone: {provider: gone, name: fake, retries: 0, fallbacks: [keyless, openai]}
   begun: {provider: gone, name: fake, retries: 0, fallbacks: [openai], prefill: plain}
   begun_keyless: {provider: keyless, name: fake, prefill: plain}
@@ -170,6 +172,44 @@ async def test_a_call_that_is_stopped_before_its_first_word_is_charged_its_input
     await call.aclose()
     assert call.tally.estimated
     assert (call.tally.input_tokens, call.tally.output_tokens) == (104, 0)
+
+
+@pytest.mark.parametrize(("seconds", "tokens"), [(20, 2000), (3600, 4096)])
+@pytest.mark.parametrize("deltas", [0, 5])
+async def test_what_a_model_thinks_for_itself_before_it_is_stopped_is_charged(
+    service: UsageService, provider: FakeProvider, seconds: int, tokens: int, deltas: int
+) -> None:
+    call = service.stream(asking(f"fail=stall_at:{deltas}"), "thinker")
+    shown = asyncio.Event()
+
+    async def read() -> None:
+        async for item in call:
+            if isinstance(item, TextChunk):
+                shown.set()
+
+    reading = asyncio.create_task(read())
+    await provider.until(lambda: provider.requests, 5)
+    if deltas:
+        await asyncio.wait_for(shown.wait(), 5)
+    with clock.shifted(seconds):
+        reading.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await reading
+        await call.aclose()
+    # What a test takes is thought too.
+    assert tokens <= call.tally.output_tokens <= min(tokens + 1000, 4096)
+    assert call.tally.estimated
+    assert call.records[0].status == "stopped"
+
+
+async def test_a_model_that_shows_what_it_thinks_is_charged_what_it_showed(
+    service: UsageService, provider: FakeProvider
+) -> None:
+    call = service.stream(asking("deltas=1000 rate=200 reasoning=3"), "thinker")
+    await stop_after(call, 3)
+    await provider.ended(provider.requests[-1], 0.5)
+    with clock.shifted(3600):
+        assert call.tally.output_tokens < 1000
 
 
 async def test_the_model_that_answers_is_the_one_that_is_charged(service: UsageService) -> None:

@@ -43,7 +43,8 @@ class ShareNotices:
         }
         if row is not None and row["shared"]:
             data["kind"] = "conversation_shared"
-            data["text"] = f"A conversation is shared with you: {row['title'] or 'New conversation'}"
+            may = "read and write in" if row["shared_access"] == "write" else "read"
+            data["text"] = f"You may {may} a conversation of this workspace: {row['title'] or 'New conversation'}"
             data["conversation"] |= {
                 "title": row["title"], "owner_id": str(run.user_id), "shared_access": row["shared_access"]
             }  # fmt: skip

@@ -74,6 +74,7 @@ _OPENING = f"""
     FROM messages a JOIN messages q ON q.workspace_id = $1 AND q.id = a.parent_id
     WHERE a.workspace_id = $1 AND a.conversation_id = $3 AND a.id = (SELECT m.id {_VISIBLE} AND m.id = $4)
 """  # noqa: S608 - the condition stands above
+_FIRST = f"SELECT m.parts::text {_VISIBLE} AND m.conversation_id = $3 AND m.role = 'user' ORDER BY m.id LIMIT 1"
 _BY_CID = f"SELECT {_COLUMNS} {_VISIBLE} AND m.author_id = $2 AND m.cid = $3"
 _ANSWER_TO = f"SELECT {_COLUMNS} {_VISIBLE} AND m.parent_id = $3 AND m.role = 'assistant' ORDER BY m.id LIMIT 1"
 
@@ -318,6 +319,12 @@ class MessageRepository:
         connection = await self._unit.driver()
         found: UUID | None = await connection.fetchval(_END_OF, *self._who, conversation_id, id)
         return found
+
+    async def first_text(self, conversation_id: UUID) -> str:
+        """Return the text of a conversation's first message; empty before there is one."""
+        connection = await self._unit.driver()
+        parts = orjson.loads(await connection.fetchval(_FIRST, *self._who, conversation_id) or "[]")
+        return " ".join(part["text"] for part in parts if part["type"] == "text")
 
     async def find_all(self, ids: Sequence[UUID]) -> dict[UUID, dict[str, Any]]:
         """Return messages by id; those that are not there, or not visible, are left out."""

@@ -7,7 +7,7 @@ from sqlalchemy import ColumnElement
 
 from parley.chat.errors import ConversationNotFound, MessageNotFound
 from parley.chat.inbox import tell_owner
-from parley.chat.messages import conversation_channel, conversation_json, materialise
+from parley.chat.messages import conversation_channel, conversation_json, first_words, materialise
 from parley.chat.models import Conversation
 from parley.chat.payments import abandon, waiting_in
 from parley.chat.repository import ConversationRepository, MessageRepository
@@ -100,6 +100,7 @@ class ConversationService:
                 raise MessageNotFound
         if "title" in values:
             values["title_by"] = "person" if values["title"] else None
+            values["title"] = values["title"] or first_words(await self._messages.first_text(id))
         sharing = Sharing(self._unit, self._scope, self._revocations)
         values |= await sharing.change(dict(before), values)
         if values:

@@ -11,6 +11,7 @@ from parley.chat.messages import conversation_of
 from parley.chat.schemas import MessageSend
 from parley.chat.tools import ToolBox
 from parley.chat.turns import Again, Send, Turns
+from parley.core.error_handlers import plain_message
 from parley.core.errors import Invalid
 from parley.core.scope import Scope
 from parley.realtime.frames import ChatSend, ReplyCancel, ReplyContinue, ReplyRegenerate, ToolApprove
@@ -36,9 +37,9 @@ class ChatFrames:
         try:
             content = _content.validate_python({"parts": parts})
         except ValidationError as error:
-            first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+            first = error.errors(include_url=False)[0]
             where = ".".join(str(part) for part in first["loc"])
-            raise Invalid(f"{where}: {first['msg']}"[:200]) from None
+            raise Invalid(f"{where}: {plain_message(first)}"[:200]) from None
         options = frame.opts
         if options and options.tools is not None and (unknown := set(options.tools) - self._tools.names):
             raise Invalid(f"{len(unknown)} of the tools do not exist.")

@@ -40,7 +40,7 @@ _BY_STATUS = {400: "bad_request", 401: "unauthenticated", 403: "forbidden", 404:
 _SHOWN = 20
 
 # Pydantic's messages for these hold a piece of what was sent.
-_PLAIN = {"uuid_parsing": "Input should be a valid UUID"}
+_PLAIN = {"uuid_parsing": "Input should be a valid UUID", "union_tag_invalid": "Input is of no kind that there is"}
 
 # Pydantic's words for a bound → the name that the contract uses.
 _CONSTRAINTS = ("min_length", "max_length", "ge", "gt", "le", "lt", "pattern", "multiple_of")
@@ -73,6 +73,15 @@ def translate(error: Exception) -> errors.AppError | None:
     return None
 
 
+def plain_message(problem: Any) -> str:
+    """Return what a Pydantic error says, without a piece of what was sent."""
+    if problem["type"] in {"too_long", "too_short"} and isinstance(problem.get("input"), str):
+        # Behind another validator Pydantic counts what it does not know to be characters.
+        bound = problem.get("ctx", {}).get("max_length" if problem["type"] == "too_long" else "min_length")
+        return f"String should have at {'most' if problem['type'] == 'too_long' else 'least'} {bound} characters"
+    return _PLAIN.get(problem["type"]) or str(problem["msg"]).removeprefix("Value error, ")
+
+
 def validation_errors(problems: Any) -> list[dict[str, Any]]:
     """Return Pydantic's errors in the contract's shape: the field and the bound, never the value."""
     found = []
@@ -82,7 +91,7 @@ def validation_errors(problems: Any) -> list[dict[str, Any]]:
         field = "".join(c for c in ".".join(location) if c.isprintable())[:100] or None
         context = problem.get("ctx") or {}
         bounds = [f"{name}={context[name]}" for name in _CONSTRAINTS if name in context]
-        message = _PLAIN.get(problem["type"]) or problem["msg"].removeprefix("Value error, ")
+        message = plain_message(problem)
         found.append(
             {
                 "error": "validation_error",

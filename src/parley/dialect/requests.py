@@ -109,7 +109,9 @@ def _refuse_unsupported(wanted: ChatCompletionCreate) -> None:
     if wanted.modalities and wanted.modalities != ["text"]:
         raise NotSupported("Answers are text: modalities must be ['text'].", param="modalities")
     for name, why in _REFUSED.items():
-        if getattr(wanted, name):
+        value = getattr(wanted, name)
+        # An empty object asks for it too; false, zero and an empty list do not.
+        if value or value == {}:
             raise NotSupported(why, param=name)
 
 

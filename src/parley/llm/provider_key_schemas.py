@@ -15,7 +15,7 @@ ProviderName = Annotated[str, StringConstraints(min_length=1, max_length=100)]
 class ProviderKeySet(RequestModel):
     """A key, and maybe a URL of one's own. Both replace what was there: a key goes to no URL it was not given for."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [{"key": "sk-proj-…"}]})
+    model_config = ConfigDict(json_schema_extra={"examples": [{"key": "the-key-that-the-provider-gave"}]})
 
     key: SecretStr = Field(min_length=8, max_length=1000)
     base_url: Annotated[Text, StringConstraints(min_length=1, max_length=MAX_URL_CHARS)] | None = None

@@ -12,6 +12,7 @@ from uuid import UUID
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, TypeAdapter, ValidationError
 
+from parley.core.error_handlers import plain_message
 from parley.core.schemas import Text
 
 SUBPROTOCOL = "parley.v1"
@@ -227,7 +228,7 @@ def parse(text: str) -> ClientFrame:
         id_ = _readable_id(value.get("id"))
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
         where = ".".join(str(part) for part in first["loc"][1:])
-        kind = "unknown or missing `t`" if first["type"].startswith("union_tag") else f"{where}: {first['msg']}"
+        kind = "unknown or missing `t`" if first["type"].startswith("union_tag") else f"{where}: {plain_message(first)}"
         raise BadFrame(kind[:200], id_) from None
 
 

@@ -11,6 +11,7 @@ from typing import Self
 from parley.core import clock
 from parley.core.ids import new_id
 from parley.llm.errors import ModelError, ReattachRefused
+from parley.llm.estimates import output_room
 from parley.llm.ports import (
     AttemptStarted,
     Chunk,
@@ -22,12 +23,15 @@ from parley.llm.ports import (
     ToolCallChunk,
     UsageChunk,
 )
-from parley.llm.registry import ModelEntry
+from parley.llm.registry import Capability, ModelEntry
 from parley.llm.retry import Candidate
 from parley.usage.ledger import CallRecord, CallStatus
 from parley.usage.pricing import cost_of, images_of, input_tokens_of, tokens_of
 
 StreamItem = AttemptStarted | Chunk
+
+# Tokens; few models are faster.
+_THOUGHTS_PER_S = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +49,10 @@ class Tally:
 class _Attempt:
     """The count of one attempt, while it runs and after."""
 
-    __slots__ = ("chars", "ended_at", "entry", "error", "finished", "id", "number", "request", "started_at", "usage")
+    __slots__ = (
+        "chars", "ended_at", "entry", "error", "finished", "id", "number", "request", "shows_thoughts", "started_at",
+        "usage",
+    )  # fmt: skip
 
     def __init__(self, entry: ModelEntry, request: ModelRequest, number: int, *, said: int = 0) -> None:
         self.id = new_id()
@@ -57,6 +64,7 @@ class _Attempt:
         self.usage = UsageChunk()
         self.chars = said
         self.finished = False
+        self.shows_thoughts = False
         self.error: ModelError | None = None
 
     @property
@@ -73,6 +81,8 @@ class _Attempt:
         if self.chars and not (self.finished and output_tokens):
             output_tokens = max(output_tokens, tokens_of(self.chars))
             estimated = True
+        if (unseen := self._unseen_tokens(usage)) > output_tokens:
+            output_tokens, estimated = unseen, True
         images = images_of(self.request) if input_tokens else 0
         used = replace(usage, input_tokens=input_tokens, output_tokens=output_tokens)
         status = CallStatus.COMPLETED if self.finished else CallStatus.STOPPED
@@ -94,6 +104,17 @@ class _Attempt:
             started_at=self.started_at,
             ended_at=self.ended_at or clock.now(),
         )
+
+    def _unseen_tokens(self, usage: UsageChunk) -> int:
+        """Return what a model may have thought for itself and be charged for, when it was stopped before it said so.
+
+        Otherwise whoever asks, waits and cancels would spend without end, and no budget would see it.
+        """
+        thinks = Capability.REASONING in self.entry.capabilities and not self.shows_thoughts
+        if not thinks or self.finished or (self.error is not None and not self.chars):
+            return usage.output_tokens
+        seconds = ((self.ended_at or clock.now()) - self.started_at).total_seconds()
+        return min(int(seconds * _THOUGHTS_PER_S), self.request.max_output_tokens, output_room(self.entry))
 
 
 class _Counted:
@@ -211,8 +232,11 @@ class ModelCall:
             async with aclosing(source) as chunks:
                 async for chunk in chunks:
                     match chunk:
-                        case TextChunk(text=text) | ReasoningChunk(text=text):
+                        case TextChunk(text=text):
                             attempt.chars += len(text)
+                        case ReasoningChunk(text=text):
+                            attempt.chars += len(text)
+                            attempt.shows_thoughts = True
                         case ToolCallChunk(name=name, raw=raw):
                             attempt.chars += len(name) + len(raw)
                         case UsageChunk():

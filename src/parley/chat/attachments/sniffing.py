@@ -18,6 +18,7 @@ _PIXELS: Final = 64_000_000
 
 # What is text by its name. Anything else that is text is plain.
 _TEXT_TYPES: Final = {
+    "txt": "text/plain", "log": "text/plain",
     "md": "text/markdown", "markdown": "text/markdown", "csv": "text/csv", "tsv": "text/tab-separated-values",
     "json": "application/json", "jsonl": "application/jsonl", "ndjson": "application/jsonl",
     "xml": "application/xml", "yaml": "application/yaml", "yml": "application/yaml", "toml": "application/toml",

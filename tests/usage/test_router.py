@@ -136,6 +136,7 @@ async def test_admins_see_everybodys_and_no_other_workspaces(
         ({"from": "2026-11-02", "to": "2026-11-01"}, "from"),
         ({"from": "2025-11-01", "to": "2026-11-02"}, "from"),
         ({"from": "yesterday"}, "from"),
+        ({"to": "0"}, "to"),
         ({"to": "0001-01-01"}, None),
         ({"from": "9999-12-31", "to": "9999-12-31"}, "from"),
         ({"group_by": "provider"}, "group_by"),

@@ -1,6 +1,5 @@
 """Usage and budgets over HTTP."""
 
-from datetime import date
 from typing import Annotated, Literal
 from uuid import UUID
 
@@ -11,7 +10,7 @@ from parley.tenancy.permissions import Permission, needs
 from parley.usage.dependencies import BudgetServiceDep, UsageReportsDep
 from parley.usage.ledger import Purpose
 from parley.usage.reports import UsageQuery, as_csv
-from parley.usage.schemas import BudgetRead, BudgetsSet, GroupBy, UsageByDay, UsageByModel, UsageByUser
+from parley.usage.schemas import BudgetRead, BudgetsSet, Day, GroupBy, UsageByDay, UsageByModel, UsageByUser
 
 router = APIRouter(tags=["usage"])
 
@@ -33,8 +32,8 @@ async def read_usage(
     request: Request,
     reports: UsageReportsDep,
     group_by: Annotated[GroupBy, Query(description="What a row is about")] = GroupBy.DAY,
-    first: Annotated[date | None, Query(alias="from", description="The first day, of UTC")] = None,
-    last: Annotated[date | None, Query(alias="to", description="The last day, which belongs to it")] = None,
+    first: Annotated[Day | None, Query(alias="from", description="The first day, of UTC")] = None,
+    last: Annotated[Day | None, Query(alias="to", description="The last day, which belongs to it")] = None,
     model: Annotated[str | None, Query(max_length=100, description="Only this model")] = None,
     user_id: Annotated[UUID | None, Query(description="Only this user; members may ask for themselves")] = None,
     key_id: Annotated[UUID | None, Query(description="Only what this API key asked for")] = None,

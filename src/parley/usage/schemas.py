@@ -1,18 +1,31 @@
 """Usage and budgets as the API shows and takes them."""
 
+import re
 from datetime import date, datetime
 from decimal import Decimal
 from enum import StrEnum
 from typing import Annotated, Literal, Self
 from uuid import UUID
 
-from pydantic import ConfigDict, Field, PlainSerializer, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
 from pydantic_core import PydanticCustomError
 
 from parley.core.schemas import ReadModel, RequestModel
 from parley.usage.periods import Period
 
 MAX_BUDGETS = 500
+
+_DAY = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
+
+
+def _is_day(value: object) -> object:
+    # Pydantic would take a number for seconds since 1970.
+    if isinstance(value, str) and not _DAY.fullmatch(value):
+        raise PydanticCustomError("day", "a day is written as in 2026-11-21")
+    return value
+
+
+Day = Annotated[date, BeforeValidator(_is_day)]
 
 # Dollars as text, all eight places: "0.00012300", never "1.23E-4".
 Dollars = Annotated[Decimal, PlainSerializer(lambda value: f"{value:.8f}", return_type=str)]

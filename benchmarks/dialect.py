@@ -9,7 +9,7 @@ from typing import Any
 from benchmarks.completions import open_completions
 from benchmarks.figures import Figure, Measurement, percentile
 from benchmarks.processes import ask
-from benchmarks.relay import RATE, Clock, direct
+from benchmarks.relay import RATE, Latencies, direct, window
 from benchmarks.replies import Faults
 from benchmarks.servers import parley, provider
 
@@ -64,15 +64,8 @@ def _one(streams: int) -> Measurement:
 
 async def client(specification: dict[str, Any]) -> dict[str, Any]:
     """Run all streams and look at a window in which all run."""
-    faults = Faults()
-    latencies: list[int] = []
-    counting = False
-
-    def arrived(stamps: list[int], now: int) -> None:
-        if counting:
-            latencies.extend([now - stamp for stamp in stamps])
-
-    followers = await open_completions(specification["port"], specification["keys"], faults, arrived)
+    faults, latencies = Faults(), Latencies()
+    followers = await open_completions(specification["port"], specification["keys"], faults, latencies.arrived)
     deltas = int(RATE * (len(followers) / _ASKED_PER_S + _WINDOW_S + 2))
     began = time.monotonic()
     for number, follower in enumerate(followers):
@@ -81,18 +74,7 @@ async def client(specification: dict[str, Any]) -> dict[str, Any]:
     async with asyncio.timeout(30):
         await asyncio.gather(*(one.first for one in followers))
 
-    clock = Clock(specification["pids"])
-    before, frames = sum(one.deltas for one in followers), sum(one.frames for one in followers)
-    counting = True
-    await asyncio.sleep(_WINDOW_S)
-    counting = False
-    spent = clock.spent()
-    in_window = sum(one.deltas for one in followers) - before
-    frames = sum(one.frames for one in followers) - frames
-    wall = spent.pop("wall")
-    others = spent.pop("machine") - sum(spent.values())
-    async with asyncio.timeout(30):
-        await asyncio.gather(*(one.ended for one in followers))
+    seen = await window(followers, specification["pids"], latencies, seconds=_WINDOW_S)
     counted = asdict(faults)
     for one in followers:
         one.close()
@@ -100,11 +82,7 @@ async def client(specification: dict[str, Any]) -> dict[str, Any]:
     return {
         "faults": counted,
         "deltas": deltas * len(followers),
-        "cpu_us": {name: value / in_window * 1e6 for name, value in spent.items()},
-        "busy": {name: value / wall for name, value in {**spent, "others": max(0.0, others)}.items()},
-        "frames_per_delta": frames / in_window,
-        "p50_ms": percentile(latencies, 0.5) / 1e6,
-        "p99_ms": percentile(latencies, 0.99) / 1e6,
+        **seen,
         "direct_p50_ms": percentile(straight, 0.5),
         "direct_p99_ms": percentile(straight, 0.99),
     }

@@ -3,12 +3,14 @@
 import asyncio
 import random
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from benchmarks.completions import CompletionFollower
 from benchmarks.figures import Figure, Measurement, percentile
 from benchmarks.processes import ask, cpu_s, machine_cpu_s, postgres_cpu_s
-from benchmarks.replies import Faults, open_followers
+from benchmarks.replies import Faults, Follower, open_followers
 from benchmarks.servers import parley, provider
 from benchmarks.sockets import ProviderStream
 
@@ -83,17 +85,48 @@ class Clock:
         return {name: after[name] - before for name, before in self.before.items()}
 
 
+class Latencies:
+    """How old deltas are when they arrive while somebody looks, in nanoseconds."""
+
+    def __init__(self) -> None:
+        self.values: list[int] = []
+        self.counting = False
+
+    def arrived(self, stamps: list[int], now: int) -> None:
+        """Take the stamps of what has come."""
+        if self.counting:
+            self.values.extend([now - stamp for stamp in stamps])
+
+
+async def window(
+    streams: Sequence[Follower | CompletionFollower], pids: dict[str, int], latencies: Latencies, *, seconds: float
+) -> dict[str, Any]:
+    """Look at a time in which all streams run, then wait for their ends; return what it cost and how long it took."""
+    clock = Clock(pids)
+    before, frames = sum(one.deltas for one in streams), sum(one.frames for one in streams)
+    latencies.counting = True
+    await asyncio.sleep(seconds)
+    latencies.counting = False
+    spent = clock.spent()
+    in_window = sum(one.deltas for one in streams) - before
+    frames = sum(one.frames for one in streams) - frames
+    wall = spent.pop("wall")
+    others = spent.pop("machine") - sum(spent.values())
+    async with asyncio.timeout(30):
+        await asyncio.gather(*(one.ended for one in streams))
+    return {
+        "cpu_us": {name: value / in_window * 1e6 for name, value in spent.items()},
+        "busy": {name: value / wall for name, value in {**spent, "others": max(0.0, others)}.items()},
+        "frames_per_delta": frames / in_window,
+        "p50_ms": percentile(latencies.values, 0.5) / 1e6,
+        "p99_ms": percentile(latencies.values, 0.99) / 1e6,
+    }
+
+
 async def client(specification: dict[str, Any]) -> dict[str, Any]:
     """Stream all replies and look at a window in which all run."""
-    faults = Faults()
-    latencies: list[int] = []
-    counting = False
-
-    def arrived(stamps: list[int], now: int) -> None:
-        if counting:
-            latencies.extend([now - stamp for stamp in stamps])
-
-    followers = await open_followers(specification["port"], specification["conversations"], faults, arrived)
+    faults, latencies = Faults(), Latencies()
+    followers = await open_followers(specification["port"], specification["conversations"], faults, latencies.arrived)
     ramp_s = len(followers) / _SENDS_PER_S
     deltas = int(RATE * (ramp_s + _WINDOW_S + 2))
     began = time.monotonic()
@@ -104,29 +137,14 @@ async def client(specification: dict[str, Any]) -> dict[str, Any]:
     await asyncio.gather(*(one.first for one in followers))
     oks = [one.ok.result() / 1e6 for one in followers]
 
-    clock = Clock(specification["pids"])
-    before, frames = sum(one.deltas for one in followers), sum(one.frames for one in followers)
-    counting = True
-    await asyncio.sleep(_WINDOW_S)
-    counting = False
-    spent = clock.spent()
-    in_window = sum(one.deltas for one in followers) - before
-    frames = sum(one.frames for one in followers) - frames
-    wall = spent.pop("wall")
-    others = spent.pop("machine") - sum(spent.values())
-    async with asyncio.timeout(30):
-        await asyncio.gather(*(one.ended for one in followers))
+    seen = await window(followers, specification["pids"], latencies, seconds=_WINDOW_S)
     for one in followers:
         one.close()
     straight = await direct(specification["provider"], len(followers))
     return {
         "faults": asdict(faults),
         "deltas": deltas * len(followers),
-        "cpu_us": {name: value / in_window * 1e6 for name, value in spent.items()},
-        "busy": {name: value / wall for name, value in {**spent, "others": max(0.0, others)}.items()},
-        "frames_per_delta": frames / in_window,
-        "p50_ms": percentile(latencies, 0.5) / 1e6,
-        "p99_ms": percentile(latencies, 0.99) / 1e6,
+        **seen,
         "direct_p50_ms": percentile(straight, 0.5),
         "direct_p99_ms": percentile(straight, 0.99),
         "ok_p50_ms": percentile(oks, 0.5),

@@ -14,13 +14,13 @@ from benchmarks.fake_provider import FakeProvider, script
 from parley.core.embedded_postgres import EmbeddedPostgres
 from parley.core.settings import LlmSettings
 from tests.conftest import Account
+from tests.live import held
 from tests.realtime.conftest import (
     QUICK,
     LiveServer,
     Peer,
     Serve,
     conversation_of,
-    held,
     serve_with,
     visible_text,
 )

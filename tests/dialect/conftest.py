@@ -1,8 +1,6 @@
 """A real server whose models are the fake provider's, and people with API keys."""
 
-import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,7 +16,7 @@ from parley.core.db import DatabaseUrls
 from parley.core.settings import LlmSettings, Settings
 from tests.chat.conftest import until
 from tests.conftest import make_settings
-from tests.live import LiveServer, live
+from tests.live import LiveServer, held, live
 
 REGISTRY = """
 providers:
@@ -72,33 +70,10 @@ def settings_with(tmp_path: Path, urls: DatabaseUrls, registry_file: Path) -> Ma
     return lambda **more: make_settings(tmp_path, urls, llm=LlmSettings(registry=registry_file), **more)
 
 
-@asynccontextmanager
-async def in_its_own_task(context: AbstractAsyncContextManager[LiveServer]) -> AsyncIterator[LiveServer]:
-    """Enter and leave in one task: a fixture's two halves may run in different ones, which task groups refuse."""
-    made: asyncio.Future[LiveServer] = asyncio.get_running_loop().create_future()
-    done = asyncio.Event()
-
-    async def run() -> None:
-        async with context as server:
-            made.set_result(server)
-            await done.wait()
-
-    task = asyncio.create_task(run())
-    either: set[asyncio.Future[Any]] = {task, made}
-    await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-    if task.done():
-        task.result()
-    try:
-        yield made.result()
-    finally:
-        done.set()
-        await task
-
-
 @pytest.fixture
 async def server(settings_with: MakeSettings) -> AsyncIterator[LiveServer]:
     """A server with that registry."""
-    async with in_its_own_task(live(settings_with())) as made:
+    async with held(live(settings_with())) as made:
         yield made
 
 

@@ -21,10 +21,9 @@ from tests.dialect.conftest import (
     Person,
     error_of,
     events_of,
-    in_its_own_task,
     sign_up_on,
 )
-from tests.live import LiveServer, live
+from tests.live import LiveServer, held, live
 
 PATHS = [("POST", "/v1/chat/completions"), ("GET", "/v1/models"), ("GET", "/v1/models/gpt")]
 HELLO: dict[str, Any] = {"model": "gpt", "messages": [{"role": "user", "content": "deltas=2"}]}
@@ -169,7 +168,7 @@ async def test_a_membership_that_still_holds_lets_calls_go_on(
 async def test_a_server_that_stops_counts_what_it_ends(
     settings_with: MakeSettings, provider: FakeProvider, ledger: Ledger, *, stream: bool
 ) -> None:
-    async with in_its_own_task(live(settings_with())) as server:
+    async with held(live(settings_with())) as server:
         ada = await sign_up_on(server, "ada")
         task = asyncio.create_task(ada.complete("rate=50 deltas=5000", stream=stream))
         await answering(provider, deltas=3)
@@ -274,7 +273,7 @@ async def test_what_is_refused_leaves_nothing_reserved(
 async def strict(settings_with: MakeSettings) -> AsyncIterator[LiveServer]:
     """A server on which a user has two calls at once, and a key ten requests a minute."""
     limits = LimitSettings(running_calls=2, key_per_minute=10)
-    async with in_its_own_task(live(settings_with(rate_limits="on", limits=limits, dialect_body_bytes=4096))) as made:
+    async with held(live(settings_with(rate_limits="on", limits=limits, dialect_body_bytes=4096))) as made:
         yield made
 
 

@@ -15,8 +15,8 @@ from parley.core.http import create_guarded_client
 from parley.core.outgoing import Guard
 from parley.dialect.errors import RequestInvalid
 from parley.dialect.images import MAX_FETCHED, Images
-from tests.dialect.conftest import MakeSettings, Person, error_of, in_its_own_task, sign_up_on
-from tests.live import live
+from tests.dialect.conftest import MakeSettings, Person, error_of, sign_up_on
+from tests.live import held, live
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(2000)
 
@@ -118,7 +118,7 @@ async def test_nothing_of_the_inside_is_fetched(settings_with: MakeSettings, pro
     async with files() as served:
         opened = {"allow": f"http://127.0.0.1:{served.port}", "ports": f"443,{served.port}"}
         settings = settings_with(dialect_fetch_images=True, outgoing=opened)
-        async with in_its_own_task(live(settings)) as server:
+        async with held(live(settings)) as server:
             ada = await sign_up_on(server, "ada")
             inner = [
                 served.url("cat.png"),
@@ -140,7 +140,7 @@ async def test_nothing_of_the_inside_is_fetched(settings_with: MakeSettings, pro
 
 
 async def test_what_was_fetched_goes_to_the_provider(settings_with: MakeSettings, provider: FakeProvider) -> None:
-    async with files() as served, fetching(served) as images, in_its_own_task(live(settings_with())) as server:
+    async with files() as served, fetching(served) as images, held(live(settings_with())) as server:
         server.app.state.dialect._images = images
         ada = await sign_up_on(server, "ada")
         answer = await _ask(ada, served.url("cat.png"), served.url("cat.png"))

@@ -30,6 +30,7 @@ from parley.realtime.protocol import SocketProtocol
 from parley.realtime.service import Realtime
 from tests.conftest import Account, TestDatabases, make_settings
 from tests.documented import documented
+from tests.live import held
 
 Frame = dict[str, Any]
 
@@ -571,29 +572,6 @@ def serve_with(databases: TestDatabases, tmp_path_factory: pytest.TempPathFactor
             await databases.drop(urls)
 
     return run
-
-
-@asynccontextmanager
-async def held[T](context: AbstractAsyncContextManager[T]) -> AsyncIterator[T]:
-    """Enter and leave a context in one task of its own: the two halves of a fixture may run in different ones."""
-    entered: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-    done = asyncio.Event()
-
-    async def hold() -> None:
-        async with context as value:
-            entered.set_result(value)
-            await done.wait()
-
-    task = asyncio.create_task(hold())
-    waiting: set[asyncio.Future[Any]] = {task, entered}
-    await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-    if task.done():
-        task.result()
-    try:
-        yield entered.result()
-    finally:
-        done.set()
-        await task
 
 
 QUICK: dict[str, Any] = {"frames_per_s": 1000, "frames_burst": 2000}

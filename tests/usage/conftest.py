@@ -1,10 +1,16 @@
 from collections.abc import AsyncIterator
 
+import asyncpg
 import httpx
 import pytest
+from fastapi import FastAPI
 
 from benchmarks.fake_provider import FakeProvider
 from parley.core.http import create_http_client
+from parley.core.scope import Role, Scope
+from parley.usage.service import UsageService
+from tests.chat.books import Books
+from tests.conftest import Account
 
 
 @pytest.fixture
@@ -18,3 +24,19 @@ async def http() -> AsyncIterator[httpx.AsyncClient]:
     client = create_http_client()
     yield client
     await client.aclose()
+
+
+@pytest.fixture
+def usage(app: FastAPI) -> UsageService:
+    found: UsageService = app.state.usage
+    return found
+
+
+@pytest.fixture
+def books(admin: asyncpg.Connection) -> Books:
+    return Books(admin)
+
+
+@pytest.fixture
+def scope(alice: Account) -> Scope:
+    return Scope(alice.workspace_id, alice.user_id, Role.OWNER)

@@ -8,11 +8,10 @@ from typing import Any
 
 import asyncpg
 import pytest
-from fastapi import FastAPI
 
 from benchmarks.fake_provider import FakeProvider
 from parley.core.ids import new_id
-from parley.core.scope import Role, Scope
+from parley.core.scope import Scope
 from parley.core.settings import LlmSettings, Settings
 from parley.llm.errors import ModelError, UnknownModel
 from parley.llm.ports import Finish, FinishReason, TextChunk
@@ -41,22 +40,6 @@ def settings(tmp_path: Path, urls: Any, provider: FakeProvider) -> Settings:
     path = tmp_path / "llm_registry.yaml"
     path.write_text(REGISTRY.format(url=provider.url))
     return make_settings(tmp_path, urls, llm=LlmSettings(registry=path))
-
-
-@pytest.fixture
-def usage(app: FastAPI) -> UsageService:
-    found: UsageService = app.state.usage
-    return found
-
-
-@pytest.fixture
-def books(admin: asyncpg.Connection) -> Books:
-    return Books(admin)
-
-
-@pytest.fixture
-def scope(alice: Account) -> Scope:
-    return Scope(alice.workspace_id, alice.user_id, Role.OWNER)
 
 
 async def test_a_call_is_reserved_and_settled(

@@ -4,13 +4,12 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-import asyncpg
 import pytest
 from fastapi import FastAPI
 from pydantic import BaseModel, Field
 
 from benchmarks.fake_provider import FakeProvider
-from parley.core.scope import Role, Scope
+from parley.core.scope import Scope
 from parley.core.settings import LlmSettings, Settings
 from parley.llm.errors import ContentFiltered, ModelError, UnknownModel
 from parley.llm.ports import ModelMessage, ModelRequest, TextPart, ToolSpec
@@ -69,25 +68,9 @@ def settings(tmp_path: Path, urls: Any, provider: FakeProvider) -> Settings:
 
 
 @pytest.fixture
-def usage(app: FastAPI) -> UsageService:
-    found: UsageService = app.state.usage
-    return found
-
-
-@pytest.fixture
 def prompts(app: FastAPI) -> PromptLibrary:
     found: PromptLibrary = app.state.prompts
     return found
-
-
-@pytest.fixture
-def books(admin: asyncpg.Connection) -> Books:
-    return Books(admin)
-
-
-@pytest.fixture
-def scope(alice: Account) -> Scope:
-    return Scope(alice.workspace_id, alice.user_id, Role.OWNER)
 
 
 def bodies(provider: FakeProvider) -> list[dict[str, Any]]:

@@ -3,7 +3,8 @@
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import Protocol
+from functools import partial
+from typing import ClassVar, Protocol
 from uuid import UUID
 
 import asyncpg
@@ -64,3 +65,33 @@ async def records(
         if len(rows) < _PAGE:
             return
         after = rows[-1]["id"]
+
+
+class OwnRows:
+    """What a module has of people in one table, each workspace by itself. Subclasses name the file and the statements.
+
+    `exported` is as for `records`, `erased` one statement or several; all take the workspace and the person first.
+    """
+
+    file: ClassVar[str]
+    exported: ClassVar[str]
+    erased: ClassVar[tuple[str, ...]]
+
+    async def export(self, database: Database, person: Person) -> AsyncIterator[Record]:
+        """Yield the person's rows, workspace by workspace."""
+        for workspace_id in person.workspace_ids:
+            open_unit = partial(database.unit_of_work, person.scope(workspace_id))
+            entry = f"workspaces/{workspace_id}/{self.file}.json"
+            async for record in records(open_unit, entry, self.exported, workspace_id, person.user_id):
+                yield record
+
+    async def erase(self, database: Database, person: Person) -> None:
+        """Do to the person's rows what the statements say, in one transaction for each workspace."""
+        for workspace_id in person.workspace_ids:
+            async with self._unit(database, person, workspace_id) as unit:
+                connection = await unit.driver()
+                for statement in self.erased:
+                    await connection.execute(statement, workspace_id, person.user_id)
+
+    def _unit(self, database: Database, person: Person, workspace_id: UUID) -> AbstractAsyncContextManager[UnitOfWork]:
+        return database.unit_of_work(person.scope(workspace_id))

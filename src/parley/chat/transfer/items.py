@@ -14,7 +14,7 @@ from typing import IO, Any, Final
 
 import orjson
 
-from parley.chat.transfer.errors import ItemRefused, NotAnExport
+from parley.chat.transfer.errors import NotAnExport
 
 ITEM_BYTES: Final = 32 * 1024 * 1024
 """The largest conversation that is taken."""
@@ -258,9 +258,3 @@ def _parsed(number: int, data: bytes | None) -> Item:
         return Item(number, orjson.loads(json.dumps(value, ensure_ascii=False).encode(errors="replace")))
     except (ValueError, RecursionError):
         return Item(number, problem="It is not valid JSON.")
-
-
-def refuse_unless(condition: object, why: str) -> None:
-    """Raise `ItemRefused` with the reason, unless the condition holds."""
-    if not condition:
-        raise ItemRefused(why)

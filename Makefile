@@ -63,7 +63,7 @@ faults: .venv/.dev ## Kill processes for half an hour and judge every reply (FAU
 ci: ## Everything: set up from nothing, check, all tests; fails where `make test` would leave out
 	sh .ci/install-tools
 	$(MAKE) check
-	PARLEY_CI=1 $(RUN)/pytest --cov --cov-report=term:skip-covered --cov-fail-under=80
+	PARLEY_CI=1 $(RUN)/pytest --cov --cov-report= --cov-fail-under=80
 
 .PHONY: clean
 clean: ## Remove what was set up here; data in .parley/ stays

@@ -5,6 +5,7 @@ import ipaddress
 import itertools
 import logging
 import os
+import shutil
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -26,6 +27,7 @@ from parley.main import create_app
 from tests.canaries import CanaryHandler, secrets_in_tables
 
 _numbers = itertools.count(1)
+_MEMORY, _ROOM = Path("/dev/shm"), 8 * 1024**3
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -54,9 +56,25 @@ def no_secret_in_any_log() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedPostgres]:
+def quick_directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A directory for what the whole run writes: in memory where there is room, so that no disk holds a test up."""
+    if not _MEMORY.is_dir() or shutil.disk_usage(_MEMORY).free < _ROOM:
+        yield tmp_path_factory.mktemp("data")
+        return
+    for left in _MEMORY.glob("parley-tests-*"):
+        # Of a run that was killed.
+        if not Path("/proc", left.name.rpartition("-")[2]).exists():
+            shutil.rmtree(left, ignore_errors=True)
+    here = _MEMORY / f"parley-tests-{os.getpid()}"
+    here.mkdir(mode=0o700)
+    yield here
+    shutil.rmtree(here, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def postgres(quick_directory: Path) -> Iterator[EmbeddedPostgres]:
     """The server of the whole run."""
-    with EmbeddedPostgres(tmp_path_factory.mktemp("data"), durable=False, max_connections=400) as server:
+    with EmbeddedPostgres(quick_directory, durable=False, max_connections=400) as server:
         yield server
 
 
@@ -146,7 +164,10 @@ async def admin(urls: DatabaseUrls, postgres: EmbeddedPostgres) -> AsyncIterator
 
 def make_settings(data_dir: Path, urls: DatabaseUrls, **overrides: Any) -> Settings:
     """Return settings for a test's application."""
-    database = DatabaseSettings(url=urls.app, system_url=urls.system, owner_url=urls.owner)
+    # Patient: what takes longer than expected is a busy machine, and not what most tests are about.
+    database = DatabaseSettings(
+        url=urls.app, system_url=urls.system, owner_url=urls.owner, connect_timeout_s=10, statement_timeout_s=30
+    )
     values: dict[str, Any] = {
         "env": Environment.TESTING,
         "data_dir": data_dir,

@@ -25,7 +25,8 @@ CREATE FUNCTION usage_open_counters(p_workspace uuid, p_budgets uuid[], p_at tim
 LANGUAGE plpgsql VOLATILE SET search_path = public, pg_catalog AS $$
 BEGIN
     INSERT INTO budget_counters (workspace_id, budget_id, starts_on, spent)
-    SELECT p_workspace, b.id, s.starts_on, usage_spent(p_workspace, b.user_id, b.key_id, b.period, s.starts_on)
+    SELECT p_workspace, b.id, s.starts_on,
+           usage_spent(p_workspace, b.user_id, b.key_id, b.operator, b.period, s.starts_on)
     FROM budgets b, LATERAL (SELECT usage_starts_on(b.period, p_at) AS starts_on) s
     WHERE b.workspace_id = p_workspace AND b.id = ANY(p_budgets)
       AND NOT EXISTS (SELECT FROM budget_counters c
@@ -36,16 +37,42 @@ END
 $$
 """
 
-# What the ledger says of a budget's subject in one period.
+# What the ledger says of a budget's subject in one period. An operator's ceiling is about the operator's keys.
 SPENT = """
-CREATE FUNCTION usage_spent(p_workspace uuid, p_user uuid, p_key uuid, p_period text, p_starts_on date)
-RETURNS numeric LANGUAGE sql STABLE SET search_path = public, pg_catalog AS $$
+CREATE FUNCTION usage_spent(
+    p_workspace uuid, p_user uuid, p_key uuid, p_operator boolean, p_period text, p_starts_on date
+) RETURNS numeric LANGUAGE sql STABLE SET search_path = public, pg_catalog AS $$
     SELECT coalesce(sum(e.cost), 0) FROM usage_entries e
     WHERE e.workspace_id = p_workspace
       AND e.started_at >= p_starts_on::timestamp AT TIME ZONE 'UTC'
       AND e.started_at < (p_starts_on + CASE p_period WHEN 'day' THEN interval '1 day' ELSE interval '1 month' END)
                          AT TIME ZONE 'UTC'
       AND (p_user IS NULL OR e.user_id = p_user) AND (p_key IS NULL OR e.key_id = p_key)
+      AND NOT (p_operator AND e.own_key)
+$$
+"""
+
+# Makes the rows that count for the operator's ceilings of the settings, where there are none. What such a ceiling is
+# stands in the settings and is given with each call: it holds for all workspaces as soon as it is changed.
+OPEN_CEILINGS = """
+CREATE FUNCTION usage_open_ceilings(p_workspace uuid, p_day numeric, p_month numeric) RETURNS void
+LANGUAGE plpgsql VOLATILE SET search_path = public, pg_catalog AS $$
+BEGIN
+    INSERT INTO budgets (workspace_id, id, period, alert_at, operator)
+    SELECT p_workspace, gen_random_uuid(), p.period, 0.8, true
+    FROM (VALUES ('day', p_day), ('month', p_month)) AS p (period, ceiling)
+    WHERE p.ceiling IS NOT NULL
+      AND NOT EXISTS (SELECT FROM budgets b WHERE b.workspace_id = p_workspace AND b.operator AND b.period = p.period)
+    ON CONFLICT DO NOTHING;
+END
+$$
+"""
+
+# What a budget allows. An operator's has an amount of its own, or that of the settings; NULL when it has neither.
+CEILING = """
+CREATE FUNCTION usage_ceiling(p_own numeric, p_period text, p_day numeric, p_month numeric) RETURNS numeric
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog AS $$
+    SELECT coalesce(p_own, CASE p_period WHEN 'day' THEN p_day ELSE p_month END)
 $$
 """
 
@@ -56,16 +83,20 @@ RESERVE = """
 CREATE FUNCTION usage_reserve(
     p_workspace uuid, p_user uuid, p_key uuid, p_id uuid, p_conversation uuid, p_message uuid, p_purpose text,
     p_provider text, p_model text, p_amount numeric, p_input_tokens integer, p_input_cost numeric,
-    p_at timestamptz, p_expires_at timestamptz
-) RETURNS TABLE (subject text, period text, ceiling numeric)
+    p_own_key boolean, p_at timestamptz, p_expires_at timestamptz, p_day numeric, p_month numeric
+) RETURNS TABLE (subject text, period text, operator boolean)
 LANGUAGE plpgsql VOLATILE SET search_path = public, pg_catalog AS $$
 DECLARE
     ids uuid[];
     held usage_reservations;
 BEGIN
+    IF NOT p_own_key THEN
+        PERFORM usage_open_ceilings(p_workspace, p_day, p_month);
+    END IF;
     SELECT array_agg(b.id ORDER BY b.id) INTO ids FROM budgets b
     WHERE b.workspace_id = p_workspace
-      AND (b.user_id IS NULL AND b.key_id IS NULL OR b.user_id = p_user OR b.key_id = p_key);
+      AND (b.user_id IS NULL AND b.key_id IS NULL OR b.user_id = p_user OR b.key_id = p_key)
+      AND NOT (b.operator AND (p_own_key OR usage_ceiling(b.ceiling, b.period, p_day, p_month) IS NULL));
     IF ids IS NULL AND p_expires_at IS NULL THEN
         RETURN;
     END IF;
@@ -79,14 +110,15 @@ BEGIN
         ORDER BY c.budget_id, c.starts_on FOR UPDATE OF c;
         RETURN QUERY
         SELECT CASE WHEN b.user_id IS NOT NULL THEN 'user' WHEN b.key_id IS NOT NULL THEN 'api_key'
-                    ELSE 'workspace' END, b.period::text, b.ceiling
+                    ELSE 'workspace' END, b.period::text, b.operator
         FROM budgets b
         JOIN budget_counters c ON c.workspace_id = b.workspace_id AND c.budget_id = b.id
                               AND c.starts_on = usage_starts_on(b.period, p_at)
         WHERE b.workspace_id = p_workspace AND b.id = ANY(ids)
           AND c.spent + c.reserved - CASE WHEN b.id = ANY(held.budgets)
                                            AND usage_starts_on(b.period, held.reserved_at) = c.starts_on
-                                          THEN held.amount ELSE 0 END >= b.ceiling
+                                          THEN held.amount ELSE 0 END
+              >= usage_ceiling(b.ceiling, b.period, p_day, p_month)
         -- Whoever is refused is told of the one that lasts longest.
         ORDER BY b.period = 'month' DESC, b.id LIMIT 1;
         IF FOUND THEN
@@ -94,7 +126,8 @@ BEGIN
         END IF;
     END IF;
     IF held.id IS NOT NULL THEN
-        PERFORM usage_settle(p_workspace, p_user, p_key, p_id, p_conversation, p_message, p_purpose, '[]');
+        PERFORM usage_settle(p_workspace, p_user, p_key, p_id, p_conversation, p_message, p_purpose, '[]', p_day,
+                             p_month);
     END IF;
     UPDATE budget_counters c SET reserved = c.reserved + p_amount
     FROM budgets b
@@ -102,9 +135,9 @@ BEGIN
       AND c.starts_on = usage_starts_on(b.period, p_at);
     INSERT INTO usage_reservations (
         workspace_id, id, user_id, key_id, conversation_id, message_id, purpose, provider, model, amount, input_tokens,
-        input_cost, budgets, reserved_at, expires_at)
+        input_cost, own_key, budgets, reserved_at, expires_at)
     VALUES (p_workspace, p_id, p_user, p_key, p_conversation, p_message, p_purpose, p_provider, p_model, p_amount,
-            p_input_tokens, p_input_cost, coalesce(ids, '{}'), p_at, p_expires_at);
+            p_input_tokens, p_input_cost, p_own_key, coalesce(ids, '{}'), p_at, p_expires_at);
 END
 $$
 """
@@ -114,9 +147,10 @@ $$
 SETTLE = """
 CREATE FUNCTION usage_settle(
     p_workspace uuid, p_user uuid, p_key uuid, p_id uuid, p_conversation uuid, p_message uuid, p_purpose text,
-    p_records json
+    p_records json, p_day numeric, p_month numeric
 ) RETURNS TABLE (
-    budget_id uuid, user_id uuid, key_id uuid, period text, starts_on date, ceiling numeric, spent numeric, level text)
+    budget_id uuid, user_id uuid, key_id uuid, operator boolean, period text, starts_on date, ceiling numeric,
+    spent numeric, level text)
 LANGUAGE plpgsql VOLATILE SET search_path = public, pg_catalog AS $$
 #variable_conflict use_column
 DECLARE
@@ -124,6 +158,7 @@ DECLARE
     held usage_reservations;
     started timestamptz[];
     costs numeric[];
+    own_keys boolean[];
     moment timestamptz;
     due record;
     now_spent numeric;
@@ -145,30 +180,31 @@ BEGIN
     WITH added AS (
         INSERT INTO usage_entries (
             workspace_id, id, user_id, key_id, conversation_id, message_id, purpose, provider, model, attempt, status,
-            error, input_tokens, cached_tokens, output_tokens, images, estimated, cost, started_at, ended_at)
+            error, input_tokens, cached_tokens, output_tokens, images, estimated, own_key, cost, started_at, ended_at)
         SELECT p_workspace, x.id, p_user, p_key, p_conversation, p_message, p_purpose, x.provider, x.model, x.attempt,
-               x.status, x.error, x.input_tokens, x.cached_tokens, x.output_tokens, x.images, x.estimated, x.cost,
-               x.started_at, x.ended_at
+               x.status, x.error, x.input_tokens, x.cached_tokens, x.output_tokens, x.images, x.estimated,
+               x.own_key, x.cost, x.started_at, x.ended_at
         FROM json_to_recordset(p_records) AS x (
             id uuid, provider text, model text, attempt integer, status text, error text, input_tokens integer,
-            cached_tokens integer, output_tokens integer, images integer, estimated boolean, cost numeric,
-            started_at timestamptz, ended_at timestamptz)
+            cached_tokens integer, output_tokens integer, images integer, estimated boolean, own_key boolean,
+            cost numeric, started_at timestamptz, ended_at timestamptz)
         ON CONFLICT DO NOTHING
-        RETURNING started_at, cost
+        RETURNING started_at, cost, own_key
     )
-    SELECT array_agg(a.started_at), array_agg(a.cost) INTO started, costs FROM added a;
+    SELECT array_agg(a.started_at), array_agg(a.cost), array_agg(a.own_key) INTO started, costs, own_keys
+    FROM added a;
     IF ids IS NULL AND coalesce(cardinality(held.budgets), 0) = 0 THEN
         RETURN;
     END IF;
     FOR due IN
-        SELECT c.budget_id, c.starts_on, c.spent, c.reserved, c.alerted, c.stopped, b.user_id, b.key_id, b.period,
-               b.ceiling, b.alert_at, t.more, t.less
+        SELECT c.budget_id, c.starts_on, c.spent, c.reserved, c.alerted, c.stopped, b.user_id, b.key_id, b.operator,
+               b.period, usage_ceiling(b.ceiling, b.period, p_day, p_month) AS ceiling, b.alert_at, t.more, t.less
         FROM (
             SELECT y.budget_id, y.starts_on, sum(y.more) AS more, sum(y.less) AS less
             FROM (
                 SELECT b.id AS budget_id, usage_starts_on(b.period, n.at) AS starts_on, n.cost AS more, 0 AS less
-                FROM unnest(started, costs) AS n (at, cost), budgets b
-                WHERE b.workspace_id = p_workspace AND b.id = ANY(ids)
+                FROM unnest(started, costs, own_keys) AS n (at, cost, own_key), budgets b
+                WHERE b.workspace_id = p_workspace AND b.id = ANY(ids) AND NOT (b.operator AND n.own_key)
                 UNION ALL
                 SELECT b.id, usage_starts_on(b.period, held.reserved_at), 0, held.amount
                 FROM budgets b WHERE b.workspace_id = p_workspace AND b.id = ANY(held.budgets)
@@ -189,8 +225,8 @@ BEGIN
             alerted = c.alerted OR passed IS NOT NULL, stopped = c.stopped OR coalesce(passed = 'stop', false)
         WHERE c.workspace_id = p_workspace AND c.budget_id = due.budget_id AND c.starts_on = due.starts_on;
         IF passed IS NOT NULL THEN
-            RETURN QUERY SELECT due.budget_id, due.user_id, due.key_id, due.period::text, due.starts_on, due.ceiling,
-                                now_spent, passed;
+            RETURN QUERY SELECT due.budget_id, due.user_id, due.key_id, due.operator, due.period::text, due.starts_on,
+                                due.ceiling, now_spent, passed;
         END IF;
     END LOOP;
 END
@@ -210,13 +246,14 @@ DECLARE
     right_reserved numeric;
 BEGIN
     FOR found IN
-        SELECT c.budget_id, c.starts_on, c.spent, c.reserved, b.user_id, b.key_id, b.period
+        SELECT c.budget_id, c.starts_on, c.spent, c.reserved, b.user_id, b.key_id, b.operator, b.period
         FROM budget_counters c JOIN budgets b ON b.workspace_id = c.workspace_id AND b.id = c.budget_id
         WHERE c.workspace_id = p_workspace AND (p_budgets IS NULL OR b.id = ANY(p_budgets))
         ORDER BY c.budget_id, c.starts_on FOR UPDATE OF c
     LOOP
         -- Statements of their own, so that they see all that was committed before the lock was had.
-        right_spent := usage_spent(p_workspace, found.user_id, found.key_id, found.period, found.starts_on);
+        right_spent := usage_spent(p_workspace, found.user_id, found.key_id, found.operator, found.period,
+                                   found.starts_on);
         SELECT coalesce(sum(r.amount), 0) INTO right_reserved FROM usage_reservations r
         WHERE r.workspace_id = p_workspace AND found.budget_id = ANY(r.budgets)
           AND usage_starts_on(found.period, r.reserved_at) = found.starts_on;
@@ -256,6 +293,7 @@ def upgrade() -> None:
             output_tokens integer NOT NULL,
             images integer NOT NULL,
             estimated boolean NOT NULL,
+            own_key boolean NOT NULL DEFAULT false,
             cost numeric(18, 8) NOT NULL,
             started_at timestamptz NOT NULL,
             ended_at timestamptz NOT NULL,
@@ -275,12 +313,15 @@ def upgrade() -> None:
             user_id uuid,
             key_id uuid,
             period varchar(8) NOT NULL CONSTRAINT ck_budgets_period CHECK (period IN ('day', 'month')),
-            ceiling numeric(18, 8) NOT NULL,
+            ceiling numeric(18, 8),
             alert_at numeric(4, 3) NOT NULL,
+            operator boolean NOT NULL DEFAULT false,
             created_at timestamptz NOT NULL DEFAULT now(),
             updated_at timestamptz NOT NULL DEFAULT now(),
             CONSTRAINT pk_budgets PRIMARY KEY (workspace_id, id),
             CONSTRAINT ck_budgets_subject CHECK (user_id IS NULL OR key_id IS NULL),
+            CONSTRAINT ck_budgets_operator
+                CHECK (CASE WHEN operator THEN user_id IS NULL AND key_id IS NULL ELSE ceiling IS NOT NULL END),
             CONSTRAINT fk_budgets_workspace_id_user_id FOREIGN KEY (workspace_id, user_id)
                 REFERENCES memberships (workspace_id, user_id) ON DELETE CASCADE,
             CONSTRAINT fk_budgets_workspace_id_key_id FOREIGN KEY (workspace_id, key_id)
@@ -289,7 +330,8 @@ def upgrade() -> None:
         """
     )
     op.execute(
-        "CREATE UNIQUE INDEX uq_budgets_subject ON budgets (workspace_id, user_id, key_id, period) NULLS NOT DISTINCT"
+        "CREATE UNIQUE INDEX uq_budgets_subject ON budgets (workspace_id, operator, user_id, key_id, period)"
+        " NULLS NOT DISTINCT"
     )
     op.execute(
         """
@@ -323,6 +365,7 @@ def upgrade() -> None:
             amount numeric(18, 8) NOT NULL,
             input_tokens integer NOT NULL,
             input_cost numeric(18, 8) NOT NULL,
+            own_key boolean NOT NULL DEFAULT false,
             budgets uuid[] NOT NULL,
             reserved_at timestamptz NOT NULL,
             expires_at timestamptz,
@@ -340,17 +383,25 @@ def upgrade() -> None:
     # The app adds to the ledger and changes nothing in it. The system role takes an erased person's name out.
     protect_tenant_table(op.execute, "usage_entries", app="SELECT, INSERT", system="SELECT, INSERT")
     op.execute("GRANT UPDATE (user_id, key_id) ON usage_entries TO parley_system")
-    protect_tenant_table(op.execute, "budgets", system="SELECT")
+    protect_tenant_table(op.execute, "budgets", system="SELECT, INSERT, UPDATE")
+    # What an operator has set is not a workspace's to change. A row that only counts may come with the first call.
+    op.execute("CREATE POLICY operator_update ON budgets AS RESTRICTIVE FOR UPDATE TO parley_app USING (NOT operator)")
+    op.execute("CREATE POLICY operator_delete ON budgets AS RESTRICTIVE FOR DELETE TO parley_app USING (NOT operator)")
+    op.execute(
+        "CREATE POLICY operator_insert ON budgets AS RESTRICTIVE FOR INSERT TO parley_app"
+        " WITH CHECK (NOT operator OR ceiling IS NULL)"
+    )
     protect_tenant_table(op.execute, "budget_counters", system="SELECT, INSERT, UPDATE")
     protect_tenant_table(op.execute, "usage_reservations", system="SELECT, UPDATE, DELETE")
-    for function in (STARTS_ON, SPENT, OPEN, SETTLE, RESERVE, RECONCILE):
+    for function in (STARTS_ON, SPENT, OPEN, OPEN_CEILINGS, CEILING, SETTLE, RESERVE, RECONCILE):
         op.execute(function)
 
 
 def downgrade() -> None:
     """Take back."""
     for function in (
-        "usage_reconcile", "usage_reserve", "usage_settle", "usage_open_counters", "usage_spent", "usage_starts_on",
+        "usage_reconcile", "usage_reserve", "usage_settle", "usage_ceiling", "usage_open_ceilings",
+        "usage_open_counters", "usage_spent", "usage_starts_on",
     ):  # fmt: skip
         op.execute(f"DROP FUNCTION {function}")
     for table in ("usage_reservations", "budget_counters", "budgets", "usage_entries"):

@@ -82,6 +82,7 @@ from parley.tenancy.personal_data import TenancyData
 from parley.tenancy.workspaces import WorkspaceService
 from parley.usage.accounts import Accounts
 from parley.usage.background import BudgetNotices, sweep_of
+from parley.usage.ceilings import Ceilings
 from parley.usage.personal_data import UsageData
 from parley.usage.service import UsageService
 from parley.web import install_web
@@ -141,6 +142,7 @@ def create_app(settings: Settings) -> FastAPI:
     load_webhook_secrets(settings)
     app.state.issuers = load_issuers(settings, own_issuer=own_issuer(settings))
     app.state.prompts = PromptLibrary.load(settings.llm.prompts)
+    app.state.ceilings = Ceilings.from_settings(settings.llm)
     install_error_handlers(app)
     app.state.draining = False
     if settings.role == "gen":
@@ -195,8 +197,8 @@ def asyncapi_document(app: FastAPI) -> dict[str, Any]:
     return asyncapi.document(CHANNEL_KINDS, title=app.title, version=app.version)
 
 
-def _open_accounts(database: Database, stack: AsyncExitStack) -> Accounts:
-    accounts = Accounts(database)
+def _open_accounts(database: Database, ceilings: Ceilings, stack: AsyncExitStack) -> Accounts:
+    accounts = Accounts(database, ceilings)
     stack.push_async_callback(accounts.close)
     return accounts
 
@@ -243,7 +245,12 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         wire = Wire(database, redis_url=settings.redis_url)
         bus = Bus(database, settings.realtime, wire)
         tickets = Tickets(database, identity.bearer, life_s=settings.realtime.ticket_s)
-        app.state.workspaces = WorkspaceService(database, revocations, leaving=[move_sessions, stop_replies])
+        app.state.workspaces = WorkspaceService(
+            database,
+            revocations,
+            leaving=[move_sessions, stop_replies],
+            per_month=settings.limits.workspaces_per_month if limits.enabled else None,
+        )
         invitations = app.state.invitations = Invitations(
             database, identity.invitation_hash, life=timedelta(days=settings.auth.invitation_days)
         )
@@ -282,7 +289,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
             ],
             periodic=[
                 *people.periodics,
-                sweep_of(database),
+                sweep_of(database, app.state.ceilings),
                 Periodic(
                     retention.KIND,
                     retention.EVERY,
@@ -294,7 +301,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         usage = app.state.usage = UsageService(
             app.state.registry,
             http,
-            _open_accounts(database, stack),
+            _open_accounts(database, app.state.ceilings, stack),
             breaker=_breaker(settings.llm),
             keys=provider_keys,
             guarded=guarded,

@@ -83,6 +83,7 @@ UNSCOPED_USERS = {
     "tenancy/service.py",
     "tenancy/workspaces.py",
     "usage/background.py",
+    "usage/operators.py",
 }
 SYSTEM_ROLE_USERS = {
     "chat/attachments/background.py",
@@ -121,6 +122,7 @@ SYSTEM_ROLE_USERS = {
     "tenancy/personal_data.py",
     "tenancy/workspaces.py",
     "usage/background.py",
+    "usage/operators.py",
     "usage/personal_data.py",
     "usage/sweeping.py",
 }

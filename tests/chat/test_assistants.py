@@ -80,6 +80,7 @@ async def test_the_list_has_those_that_come_along_and_the_workspaces_own(alice: 
         {"title": ""},
         {"title": "x" * 101},
         {"instructions": ""},
+        {"instructions": " \n\t"},
         {"instructions": "x" * 16_001},
         {"instructions": "a\0b"},
         {"description": "x" * 1_001},
@@ -106,6 +107,11 @@ async def test_what_does_not_hold_is_refused(alice: Account, fields: dict[str, A
     if "version" not in fields:
         assert (await alice.http.patch(f"{PATH}/{made['id']}", json=fields)).status_code == 422
     assert (await alice.http.get(f"{PATH}/{made['id']}")).json()["data"] == made
+
+
+async def test_a_tool_that_is_named_twice_is_one(alice: Account) -> None:
+    made = await make(alice, tools=["list_tasks", "add_task", "list_tasks"], approval_tools=["add_task", "add_task"])
+    assert (made["tools"], made["approval_tools"]) == (["list_tasks", "add_task"], ["add_task"])
 
 
 async def test_names_are_taken_once(alice: Account, bob: Account) -> None:

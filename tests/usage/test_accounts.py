@@ -78,7 +78,7 @@ def till(app: FastAPI, alice: Account, admin: asyncpg.Connection) -> Till:
 def used(cost: str, *, id: UUID | None = None) -> CallRecord:
     now = clock.now()
     return CallRecord(
-        id or new_id(), "m", "p", 1, CallStatus.COMPLETED, None, 10, 2, 5, 0, False, Decimal(cost), now, now
+        id or new_id(), "m", "p", 1, CallStatus.COMPLETED, None, 10, 2, 5, 0, False, False, Decimal(cost), now, now
     )  # fmt: skip
 
 

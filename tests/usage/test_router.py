@@ -172,6 +172,22 @@ async def test_usage_as_csv(alice: Account, admin: asyncpg.Connection, ask: dict
     ]
 
 
+@pytest.mark.parametrize(
+    ("accept", "kind"),
+    [
+        ("text/csv;q=0", "application/json"),
+        ("text/csv; q=0.000, */*", "application/json"),
+        ("text/csvx", "application/json"),
+        ("*/*", "application/json"),
+        ("text/csv;q=0.5", "text/csv; charset=utf-8"),
+        ("application/pdf, Text/CSV ; q=0.05", "text/csv; charset=utf-8"),
+    ],
+)
+async def test_a_table_is_given_to_whoever_would_take_one(alice: Account, accept: str, kind: str) -> None:
+    answer = await alice.http.get("/api/v1/usage", headers={"Accept": accept})
+    assert answer.headers["Content-Type"] == kind
+
+
 async def test_json_is_given_to_whoever_asks_for_it(alice: Account) -> None:
     answer = await alice.http.get("/api/v1/usage", params={"format": "json"}, headers={"Accept": "text/csv"})
     assert answer.headers["Content-Type"] == "application/json"
@@ -207,7 +223,7 @@ async def test_budgets_are_set_all_at_once(team: Team, admin: asyncpg.Connection
     midnight = clock.now().replace(hour=0, minute=0, second=0, microsecond=0) + timedelta(days=1)
     assert first == {
         "id": first["id"], "subject": "workspace", "subject_id": None, "period": "day", "limit": "5.00000000",
-        "alert_at": "0.8", "spent": "1.25000000", "reserved": "0.00000000", "remaining": "3.75000000",
+        "set_by": "workspace", "alert_at": "0.8", "spent": "1.25000000", "reserved": "0.00000000", "remaining": "3.75000000",
         "resets_at": midnight.strftime("%Y-%m-%dT%H:%M:%SZ"),
     }  # fmt: skip
     assert (second["subject_id"], second["limit"], second["alert_at"], second["spent"]) == (
@@ -255,6 +271,10 @@ async def test_a_budget_for_a_stranger_is_refused(alice: Account, bob: Account) 
         ([of_workspace(), of_workspace("6")], 409),
         ([of_workspace("-1")], 422),
         ([of_workspace("1e10")], 422),
+        ([of_workspace("1_000")], 422),
+        ([of_workspace(" 5")], 422),
+        ([of_workspace("٥")], 422),
+        ([of_workspace("")], 422),
         ([of_workspace("0.000000001")], 422),
         ([of_workspace("NaN")], 422),
         ([of_workspace("Infinity")], 422),

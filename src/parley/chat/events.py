@@ -308,6 +308,7 @@ class Notice(BaseModel):
                         "id": "0193c0de-9f3a-7bd2-8000-0a1b2c3d4e60",
                         "subject": "workspace",
                         "subject_id": None,
+                        "set_by": "workspace",
                         "period": "day",
                         "spent": "4.00000000",
                         "limit": "5.00000000",

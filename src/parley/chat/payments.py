@@ -60,6 +60,11 @@ class Payments:
         self._accounts = accounts
         self._models = models
 
+    @property
+    def bounded(self) -> bool:
+        """Whether a workspace without budgets is bound all the same: by the operator."""
+        return bool(self._accounts.ceilings)
+
     # -- in the transactions of others, as their last statement ----------------------------------------------------
 
     async def reserve(
@@ -185,6 +190,7 @@ class Payments:
             input_tokens=input_tokens,
             output_tokens=output_tokens,
             cost=cost_of(entry, UsageChunk(input_tokens=input_tokens, output_tokens=output_tokens)),
+            own_key=entry.owner is not None,
         )
 
     def _entries(self, scope: Scope, model: str | None) -> list[ModelEntry]:

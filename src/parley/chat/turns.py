@@ -180,7 +180,7 @@ class Turns:
             run.history = [*orjson.loads(before["history"] or "[]"), ("user", sent.message["parts"])]
             run.assistant = own
             self._begin_after_commit(unit, run, waiting=waiting)
-            if before["budgeted"]:
+            if before["budgeted"] or self._payments.bounded:
                 await self._payments.reserve(unit, run, before["history"] or "", question=sent.message)
             return sent, before["streaming_id"] if wanted.on_active == "interrupt" else None
 
@@ -282,7 +282,7 @@ class Turns:
             run.assistant = own_assistant(conversation)
             self._begin_after_commit(unit, run, waiting=before["open"])
             (answered,) = await materialise(messages, list((await messages.find_all([parent])).values()))
-            if before["budgeted"]:
+            if before["budgeted"] or self._payments.bounded:
                 await self._payments.reserve(unit, run, before["history"] or "")
             return Sent(answered, reply)
 

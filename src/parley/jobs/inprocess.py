@@ -239,7 +239,8 @@ class InProcessDispatcher:
             # Something that the handler waited for was cancelled, not the handler.
             return self._refused(run, type_, most, FAILED, cause="CancelledError")
         except JobFailed as error:
-            logger.warning("job failed", extra={"kind": job.kind, "attempt": job.attempt, "cause": "JobFailed"})
+            # What was asked for cannot be done: nobody who runs the server has to look.
+            logger.info("job refused", extra={"kind": job.kind, "attempt": job.attempt, "cause": "JobFailed"})
             return Outcome("failed", error=_text(error.detail), finished_at=clock.now())
         except AppError as error:
             after_s = error.retry_after_s or 0

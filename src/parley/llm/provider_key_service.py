@@ -93,7 +93,8 @@ class ProviderKeyService:
         try:
             return self._keys.guard.check_base(url).url
         except DestinationRefused as refused:
-            raise ProviderKeyInvalid(f"This URL cannot be used: {refused}.", details={"field": "base_url"}) from None
+            said = str(refused)
+            raise ProviderKeyInvalid(f"{said[:1].upper()}{said[1:]}.", details={"field": "base_url"}) from None
 
     def _providers(self) -> dict[str, ModelEntry]:
         """The providers that workspaces may have keys for, each by one of its models."""

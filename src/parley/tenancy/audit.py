@@ -56,6 +56,7 @@ class Action(StrEnum):
     INVITATION_REVOKED = "invitation.revoked"
     INVITATION_ACCEPTED = "invitation.accepted"
     BUDGETS_CHANGED = "budgets.changed"
+    CEILINGS_CHANGED = "ceilings.changed"
     ASSISTANT_CREATED = "assistant.created"
     ASSISTANT_CHANGED = "assistant.changed"
     ASSISTANT_DELETED = "assistant.deleted"

@@ -1,6 +1,6 @@
 """What can go wrong with workspaces and who belongs to them."""
 
-from parley.core.errors import Conflict, Forbidden, NotFound
+from parley.core.errors import Conflict, Forbidden, NotFound, RateLimited
 
 
 class WorkspaceNotFound(NotFound):
@@ -29,6 +29,13 @@ class LastOwner(Conflict):
 
     code = "last_owner"
     message = "The workspace would have no owner. Make somebody else owner first, or delete it."
+
+
+class TooManyWorkspaces(RateLimited):
+    """Somebody makes one workspace after the other."""
+
+    code = "too_many_workspaces"
+    message = "You have made too many workspaces in the last 30 days."
 
 
 class LastWorkspace(Conflict):

@@ -1,6 +1,7 @@
 """SQL of workspaces and memberships."""
 
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -23,10 +24,16 @@ from sqlmodel import col
 
 from parley.core.db import UnitOfWork
 from parley.core.pagination import PageRequest
-from parley.core.scope import Role, Scope
+from parley.core.scope import NO_WORKSPACE, Role, Scope
+from parley.tenancy.audit import Action
 from parley.tenancy.models import Membership, Workspace
 
 NAME_LENGTH = 100
+_HOLD_MAKING = "SELECT pg_advisory_xact_lock(hashtextextended('workspaces:' || $1, 0))"
+_MADE_SINCE = """
+    SELECT count(*), min(at) FROM audit_events
+    WHERE workspace_id = $1 AND user_id = $2 AND action = $3 AND at > $4
+"""
 _USERS = table("users", column("id"), column("email"), column("name"))
 
 
@@ -60,6 +67,16 @@ class UnscopedWorkspaceRepository:
         connection = await self._unit.connection()
         await connection.execute(insert(Workspace).values(id=id, name=name[:NAME_LENGTH], personal=personal))
         await connection.execute(insert(Membership).values(workspace_id=id, user_id=owner_id, role=Role.OWNER.value))
+
+    async def made_since(self, user_id: UUID, moment: datetime) -> tuple[int, datetime | None]:
+        """Return how many workspaces a user has made since a moment, those that are gone too, and when the first.
+
+        Whoever else asks this of the same user waits for the end of the transaction.
+        """
+        connection = await self._unit.driver()
+        await connection.execute(_HOLD_MAKING, str(user_id))
+        count, first = await connection.fetchrow(_MADE_SINCE, NO_WORKSPACE, user_id, Action.WORKSPACE_CREATED, moment)
+        return count, first
 
     async def find_home(self, user_id: UUID, *, preferred: ScalarSelect[UUID] | None) -> RowMapping | None:
         """Return where a user starts: the preferred workspace if still a member, else the personal, else the oldest."""

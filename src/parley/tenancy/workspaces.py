@@ -5,10 +5,12 @@ is a member there. What changes who may what is announced, and in force everywhe
 """
 
 from collections.abc import Awaitable, Callable, Sequence
+from datetime import timedelta
 from uuid import UUID
 
 from sqlalchemy import RowMapping
 
+from parley.core import clock
 from parley.core.db import Database, UnitOfWork
 from parley.core.idempotency import Once
 from parley.core.ids import new_id
@@ -16,10 +18,12 @@ from parley.core.pagination import PageRequest
 from parley.core.revocations import Revocation, Revocations
 from parley.core.scope import Role, Scope
 from parley.tenancy.audit import Action, record
-from parley.tenancy.errors import LastWorkspace, MemberNotFound, RoleNotAllowed, WorkspaceNotFound
+from parley.tenancy.errors import LastWorkspace, MemberNotFound, RoleNotAllowed, TooManyWorkspaces, WorkspaceNotFound
 from parley.tenancy.repository import MemberRepository, UnscopedWorkspaceRepository
 from parley.tenancy.roles import keep_an_owner, may_change
 from parley.tenancy.schemas import MemberRead, WorkspaceRead
+
+_MONTH = timedelta(days=30)
 
 Leaving = Callable[[UnitOfWork, UUID, UUID | None], Awaitable[None]]
 """What another module does before a member goes, or before a workspace does: `unit, workspace_id, user_id or None`."""
@@ -28,10 +32,18 @@ Leaving = Callable[[UnitOfWork, UUID, UUID | None], Awaitable[None]]
 class WorkspaceService:
     """Makes, changes and deletes workspaces, and manages their members."""
 
-    def __init__(self, database: Database, revocations: Revocations, *, leaving: Sequence[Leaving] = ()) -> None:
+    def __init__(
+        self,
+        database: Database,
+        revocations: Revocations,
+        *,
+        leaving: Sequence[Leaving] = (),
+        per_month: int | None = None,
+    ) -> None:
         self._database = database
         self._revocations = revocations
         self._leaving = leaving
+        self._per_month = per_month
 
     async def list(self, scope: Scope, page: PageRequest) -> tuple[Sequence[WorkspaceRead], int]:
         """Return a page of the caller's workspaces, the oldest membership first, and how many there are."""
@@ -48,18 +60,30 @@ class WorkspaceService:
         return WorkspaceRead.model_validate(dict(row))
 
     async def create(self, scope: Scope, name: str, once: Once) -> WorkspaceRead:
-        """Make a workspace of the caller's. They go on in the one they are in until they switch."""
+        """Make a workspace of the caller's. They go on in the one they are in until they switch.
+
+        Raises `TooManyWorkspaces`.
+        """
         workspace = WorkspaceRead(id=new_id(), name=name, role=Role.OWNER)
         async with self._database.system_unit_of_work() as unit:
             await once.begin(unit)
-            await UnscopedWorkspaceRepository(unit).add(
-                id=workspace.id, name=name, owner_id=scope.user_id, personal=False
-            )
-            await record(
-                unit, Action.WORKSPACE_CREATED, scope=scope, workspace_id=workspace.id, target=str(workspace.id)
-            )
+            repository = UnscopedWorkspaceRepository(unit)
+            await self._keep_few(repository, scope.user_id)
+            await repository.add(id=workspace.id, name=name, owner_id=scope.user_id, personal=False)
+            target = str(workspace.id)
+            await record(unit, Action.WORKSPACE_CREATED, scope=scope, workspace_id=workspace.id, target=target)
+            # In the installation's log too, where it stays when the workspace goes.
+            await record(unit, Action.WORKSPACE_CREATED, user_id=scope.user_id, actor="user", target=target)
             await once.settle(workspace)
         return workspace
+
+    async def _keep_few(self, repository: UnscopedWorkspaceRepository, user_id: UUID) -> None:
+        # What the operator bounds for each workspace is bounded for a person only if workspaces are.
+        if self._per_month is None:
+            return
+        made, first = await repository.made_since(user_id, clock.now() - _MONTH)
+        if first is not None and made >= self._per_month:
+            raise TooManyWorkspaces(retry_after_s=int((first + _MONTH - clock.now()).total_seconds()) + 1)
 
     async def rename(self, scope: Scope, workspace_id: UUID, name: str) -> WorkspaceRead:
         """Change the workspace's name. Raises `WorkspaceNotFound`."""

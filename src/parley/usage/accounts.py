@@ -17,6 +17,7 @@ from parley.core.error_handlers import translate
 from parley.core.scope import Scope
 from parley.jobs.outbox import enqueue
 from parley.usage.bills import Bill, Estimate
+from parley.usage.ceilings import NO_CEILINGS, Ceilings
 from parley.usage.errors import OverBudget
 from parley.usage.ledger import CallRecord, Totals
 from parley.usage.periods import Period, seconds_left
@@ -33,14 +34,19 @@ NOTICE = "usage.notice"
 _PAUSES_S = (0.2, 1.0, 3.0, 10.0)
 _CLOSING_S = 10.0
 
+_OPERATORS = "The {word} ceiling that this installation has for this workspace is reached."
 _WHOSE = {"workspace": "this workspace", "user": "you in this workspace", "api_key": "this API key"}
 
 
 class Accounts:
-    """Reserves and settles calls, in the transactions of their causes."""
+    """Reserves and settles calls, in the transactions of their causes.
 
-    def __init__(self, database: Database) -> None:
+    `ceilings` are the operator's, for each workspace.
+    """
+
+    def __init__(self, database: Database, ceilings: Ceilings = NO_CEILINGS) -> None:
         self.database = database
+        self.ceilings = ceilings
         self._settling: set[asyncio.Task[None]] = set()
 
     async def close(self) -> None:
@@ -80,9 +86,8 @@ class Accounts:
         Raises `OverBudget` when a budget of the workspace, the user or the key has nothing left.
         """
         now = clock.now()
-        over = await LedgerRepository(unit).reserve(
-            bill, estimate, at=now, expires_at=now + expires_in if expires_in else None
-        )
+        until = now + expires_in if expires_in else None
+        over = await LedgerRepository(unit).reserve(bill, estimate, self.ceilings, at=now, expires_at=until)
         if over is not None:
             raise _over(over)
 
@@ -91,7 +96,10 @@ class Accounts:
 
         Nothing may be locked after this but by the commit.
         """
-        for crossed in await LedgerRepository(unit).settle(bill, records):
+        for crossed in await LedgerRepository(unit).settle(bill, records, self.ceilings):
+            if crossed["operator"]:
+                said = "has reached its ceiling" if crossed["level"] == "stop" else "nears its ceiling"
+                logger.warning("a workspace %s", said, extra={"workspace": str(bill.workspace_id)})
             await enqueue(unit, NOTICE, dict(crossed), workspace_id=bill.workspace_id)
 
     async def totals(
@@ -119,8 +127,12 @@ async def abandon_reservations(
 def _over(budget: Any) -> OverBudget:
     period = Period(budget["period"])
     word = "daily" if period is Period.DAY else "monthly"
+    details = {"subject": budget["subject"], "period": period.value}
+    said = "The {word} budget for {whose} is used up."
+    if budget["operator"]:
+        said, details["set_by"] = _OPERATORS, "operator"
     return OverBudget(
-        f"The {word} budget for {_WHOSE[budget['subject']]} is used up.",
-        details={"subject": budget["subject"], "period": period.value},
+        said.format(word=word, whose=_WHOSE[budget["subject"]]),
+        details=details,
         retry_after_s=seconds_left(period),
     )

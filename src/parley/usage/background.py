@@ -12,6 +12,7 @@ from parley.realtime.events import NewEvent, user_channel
 from parley.realtime.log import Publisher, append
 from parley.tenancy.operators import members_with
 from parley.usage.accounts import NOTICE
+from parley.usage.ceilings import Ceilings
 from parley.usage.periods import Period, resets_at
 from parley.usage.sweeping import UnscopedLedger
 
@@ -50,6 +51,7 @@ def _notice(run: JobRun) -> dict[str, Any]:
     subject = "user" if budget["user_id"] else "api_key" if budget["key_id"] else "workspace"
     stopped = budget["level"] == "stop"
     whose = {"workspace": "the workspace's", "user": "a user's", "api_key": "an API key's"}[subject]
+    what = "ceiling" if budget["operator"] else "budget"
     word = "daily" if period is Period.DAY else "monthly"
     spent, limit = Decimal(budget["spent"]), Decimal(budget["ceiling"])
     share = "used up" if stopped else f"used up to {spent / limit:.0%}"
@@ -57,11 +59,12 @@ def _notice(run: JobRun) -> dict[str, Any]:
     return {
         "id": str(run.id),
         "kind": "budget_used_up" if stopped else "budget_alert",
-        "text": f"{whose.capitalize()} {word} budget is {share}.",
+        "text": f"{whose.capitalize()} {word} {what} is {share}.",
         "budget": {
             "id": budget["budget_id"],
             "subject": subject,
             "subject_id": budget["user_id"] or budget["key_id"],
+            "set_by": "operator" if budget["operator"] else "workspace",
             "period": period.value,
             "spent": f"{spent:.8f}",
             "limit": f"{limit:.8f}",
@@ -70,9 +73,9 @@ def _notice(run: JobRun) -> dict[str, Any]:
     }
 
 
-def sweep_of(database: Database) -> Periodic:
+def sweep_of(database: Database, ceilings: Ceilings) -> Periodic:
     """Return the work that comes back each minute: ending what lost processes left reserved."""
-    ledger = UnscopedLedger(database)
+    ledger = UnscopedLedger(database, ceilings)
 
     async def sweep(_: JobRun) -> dict[str, Any]:
         ended = await ledger.end_expired()

@@ -48,13 +48,17 @@ class Bill:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """What a call may cost: `amount` at most, `input_cost` if it is lost after it was sent."""
+    """What a call may cost: `amount` at most, `input_cost` if it is lost after it was sent.
+
+    `own_key`: whoever of the models answers, it is by a provider key of the workspace's own.
+    """
 
     model: str
     provider: str
     amount: Decimal
     input_tokens: int
     input_cost: Decimal
+    own_key: bool = False
 
     @classmethod
     def of_tokens(
@@ -68,6 +72,7 @@ class Estimate:
             amount=worst_case(entries, input_tokens=input_tokens, output_tokens=output_tokens, images=images),
             input_tokens=input_tokens,
             input_cost=cost_of(first, UsageChunk(input_tokens=input_tokens), images=images),
+            own_key=all(entry.owner is not None for entry in entries),
         )
 
     @classmethod
@@ -104,6 +109,7 @@ def lost_record(
     provider: str,
     input_tokens: int,
     cost: Decimal,
+    own_key: bool,
     output_tokens: int = 0,
     attempt: int = 1,
     started_at: datetime | None = None,
@@ -121,6 +127,7 @@ def lost_record(
         output_tokens=output_tokens,
         images=0,
         estimated=True,
+        own_key=own_key,
         cost=cost,
         started_at=started_at or clock.now(),
         ended_at=clock.now(),

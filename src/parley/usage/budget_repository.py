@@ -10,31 +10,37 @@ import asyncpg
 from parley.core.db import UnitOfWork
 from parley.core.ids import new_id
 from parley.core.scope import Scope
+from parley.usage.ceilings import Ceilings
 from parley.usage.errors import UnknownSubject
 from parley.usage.schemas import BudgetSet
 
 # Of the period of $2. A budget that nobody has called a model under yet has no counter.
 _LIST = """
-    SELECT b.id, b.user_id, b.key_id, b.period, b.ceiling, b.alert_at,
-           coalesce(c.spent, usage_spent($1, b.user_id, b.key_id, b.period, s.starts_on)) AS spent,
+    SELECT b.id, b.user_id, b.key_id, b.operator, b.period, usage_ceiling(b.ceiling, b.period, $4, $5) AS ceiling,
+           b.alert_at,
+           coalesce(c.spent, usage_spent($1, b.user_id, b.key_id, b.operator, b.period, s.starts_on)) AS spent,
            coalesce(c.reserved, 0) AS reserved
     FROM budgets b
     CROSS JOIN LATERAL (SELECT usage_starts_on(b.period, $2) AS starts_on) s
     LEFT JOIN budget_counters c
       ON c.workspace_id = b.workspace_id AND c.budget_id = b.id AND c.starts_on = s.starts_on
-    WHERE b.workspace_id = $1
+    WHERE b.workspace_id = $1 AND usage_ceiling(b.ceiling, b.period, $4, $5) IS NOT NULL
       AND ($3::uuid IS NULL OR b.user_id = $3 OR b.user_id IS NULL AND b.key_id IS NULL
            OR b.key_id IN (SELECT k.id FROM api_keys k WHERE k.workspace_id = $1 AND k.user_id = $3))
-    ORDER BY b.user_id IS NOT NULL, b.key_id IS NOT NULL, b.user_id, b.key_id, b.period
+    ORDER BY b.operator, b.user_id IS NOT NULL, b.key_id IS NOT NULL, b.user_id, b.key_id, b.period
 """
-_LOCK = "SELECT id, user_id, key_id, period FROM budgets WHERE workspace_id = $1 ORDER BY id FOR NO KEY UPDATE"
+_OPEN_CEILINGS = "SELECT usage_open_ceilings($1, $2, $3)"
+_LOCK = """
+    SELECT id, user_id, key_id, period FROM budgets WHERE workspace_id = $1 AND NOT operator
+    ORDER BY id FOR NO KEY UPDATE
+"""
 _DELETE = "DELETE FROM budgets WHERE workspace_id = $1 AND id = ANY($2::uuid[])"
 _SET = """
     INSERT INTO budgets (workspace_id, id, user_id, key_id, period, ceiling, alert_at, created_at, updated_at)
     SELECT $1, b.id, b.user_id, b.key_id, b.period, b.ceiling, b.alert_at, $8, $8
     FROM unnest($2::uuid[], $3::uuid[], $4::uuid[], $5::text[], $6::numeric[], $7::numeric[])
          AS b (id, user_id, key_id, period, ceiling, alert_at)
-    ON CONFLICT (workspace_id, user_id, key_id, period)
+    ON CONFLICT (workspace_id, operator, user_id, key_id, period)
     DO UPDATE SET ceiling = excluded.ceiling, alert_at = excluded.alert_at, updated_at = excluded.updated_at
     WHERE (budgets.ceiling, budgets.alert_at) IS DISTINCT FROM (excluded.ceiling, excluded.alert_at)
 """
@@ -43,7 +49,8 @@ _MARKS = """
     UPDATE budget_counters c
     SET alerted = c.alerted AND c.spent >= b.ceiling * b.alert_at, stopped = c.stopped AND c.spent >= b.ceiling
     FROM budgets b
-    WHERE c.workspace_id = $1 AND b.workspace_id = $1 AND b.id = c.budget_id AND (c.alerted OR c.stopped)
+    WHERE c.workspace_id = $1 AND b.workspace_id = $1 AND b.id = c.budget_id AND NOT b.operator
+      AND (c.alerted OR c.stopped)
       AND c.budget_id IN (SELECT l.budget_id FROM budget_counters l WHERE l.workspace_id = $1
                           ORDER BY l.budget_id, l.starts_on FOR UPDATE)
 """
@@ -52,14 +59,20 @@ _MARKS = """
 class BudgetRepository:
     """The budgets of the scope's workspace."""
 
-    def __init__(self, unit: UnitOfWork, scope: Scope) -> None:
+    def __init__(self, unit: UnitOfWork, scope: Scope, ceilings: Ceilings) -> None:
         self._unit = unit
         self._scope = scope
+        self._ceilings = ceilings
 
     async def list_all(self, at: datetime, *, of: UUID | None) -> Sequence[asyncpg.Record]:
-        """Return budgets and how they stand in the period of a moment: all, or those that bind one user."""
+        """Return budgets and how they stand in the period of a moment: all, or those that bind one user.
+
+        The operator's are among them, also before anything was spent.
+        """
         connection = await self._unit.driver()
-        rows: Sequence[asyncpg.Record] = await connection.fetch(_LIST, self._scope.workspace_id, at, of)
+        workspace, day, month = self._scope.workspace_id, self._ceilings.day, self._ceilings.month
+        await connection.execute(_OPEN_CEILINGS, workspace, day, month)
+        rows: Sequence[asyncpg.Record] = await connection.fetch(_LIST, workspace, at, of, day, month)
         return rows
 
     async def replace(self, wanted: Sequence[BudgetSet], at: datetime) -> None:

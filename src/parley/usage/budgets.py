@@ -11,6 +11,7 @@ from parley.core.scope import Scope
 from parley.tenancy.audit import Action, record
 from parley.tenancy.permissions import Permission
 from parley.usage.budget_repository import BudgetRepository
+from parley.usage.ceilings import NO_CEILINGS, Ceilings
 from parley.usage.errors import BudgetTwice
 from parley.usage.periods import Period, resets_at
 from parley.usage.schemas import BudgetRead, BudgetSet, Subject
@@ -19,10 +20,10 @@ from parley.usage.schemas import BudgetRead, BudgetSet, Subject
 class BudgetService:
     """What people do with budgets, inside one unit of work."""
 
-    def __init__(self, unit: UnitOfWork, scope: Scope) -> None:
+    def __init__(self, unit: UnitOfWork, scope: Scope, ceilings: Ceilings = NO_CEILINGS) -> None:
         self._unit = unit
         self._scope = scope
-        self._budgets = BudgetRepository(unit, scope)
+        self._budgets = BudgetRepository(unit, scope, ceilings)
 
     async def list_budgets(self) -> list[BudgetRead]:
         """Return all budgets to whoever may set them, to others those that bind them."""
@@ -31,7 +32,7 @@ class BudgetService:
         return [_read(row) for row in rows]
 
     async def replace(self, wanted: Sequence[BudgetSet]) -> list[BudgetRead]:
-        """Make these the workspace's budgets, and no others.
+        """Make these the workspace's budgets, and no others. The operator's ceilings stay as they are.
 
         A budget for a subject and a period that had one keeps what that has counted; a new one begins with what the
         ledger says was spent in the period. Raises `BudgetTwice` and `UnknownSubject`.
@@ -53,6 +54,7 @@ def _read(row: asyncpg.Record) -> BudgetRead:
         subject_id=row["user_id"] or row["key_id"],
         period=period,
         limit=row["ceiling"],
+        set_by="operator" if row["operator"] else "workspace",
         alert_at=row["alert_at"].normalize(),
         spent=row["spent"],
         reserved=row["reserved"],

@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from fastapi import Depends
+from fastapi import Depends, Request
 
 from parley.core.dependencies import RequestUnit
 from parley.core.scope import CurrentScope
@@ -14,8 +14,8 @@ async def _reports(unit: RequestUnit, scope: CurrentScope) -> UsageReports:
     return UsageReports(unit, scope)
 
 
-async def _budgets(unit: RequestUnit, scope: CurrentScope) -> BudgetService:
-    return BudgetService(unit, scope)
+async def _budgets(request: Request, unit: RequestUnit, scope: CurrentScope) -> BudgetService:
+    return BudgetService(unit, scope, request.app.state.ceilings)
 
 
 UsageReportsDep = Annotated[UsageReports, Depends(_reports)]

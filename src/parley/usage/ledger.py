@@ -33,8 +33,8 @@ class CallStatus(StrEnum):
 class CallRecord:
     """One attempt at a provider. `id` is the row's key: storing a record twice has one effect.
 
-    `error` is the code of a failed attempt. `estimated`: a count is ours and not the provider's. `cost` is in dollars,
-    to 8 decimals. `input_tokens` has the cached ones too.
+    `error` is the code of a failed attempt. `estimated`: a count is ours and not the provider's. `own_key`: paid by
+    the workspace's own provider key. `cost` is in dollars, to 8 decimals. `input_tokens` has the cached ones too.
     """
 
     id: UUID
@@ -48,6 +48,7 @@ class CallRecord:
     output_tokens: int
     images: int
     estimated: bool
+    own_key: bool
     cost: Decimal
     started_at: datetime
     ended_at: datetime

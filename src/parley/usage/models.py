@@ -49,13 +49,17 @@ class UsageEntry(TenantTable, table=True):
     output_tokens: int
     images: int
     estimated: bool
+    own_key: bool = Field(default=False, sa_column_kwargs={"server_default": text("false")})
     cost: Decimal = Field(sa_type=_MONEY)
     started_at: datetime
     ended_at: datetime
 
 
 class Budget(TenantTable, table=True):
-    """How much may be spent in each period: by one user, by one API key, or by the whole workspace."""
+    """How much may be spent in each period: by one user, by one API key, or by the whole workspace.
+
+    `operator`: on the installation's provider keys; without a `ceiling` of its own, that of the settings holds.
+    """
 
     __tablename__ = "budgets"
     __table_args__ = (
@@ -66,9 +70,12 @@ class Budget(TenantTable, table=True):
         ForeignKeyConstraint(["workspace_id", "key_id"], ["api_keys.workspace_id", "api_keys.id"], ondelete="CASCADE"),
         CheckConstraint("period IN ('day', 'month')", name="period"),
         CheckConstraint("user_id IS NULL OR key_id IS NULL", name="subject"),
+        CheckConstraint(
+            "CASE WHEN operator THEN user_id IS NULL AND key_id IS NULL ELSE ceiling IS NOT NULL END", name="operator"
+        ),
         Index(
             "uq_budgets_subject",
-            "workspace_id", "user_id", "key_id", "period",
+            "workspace_id", "operator", "user_id", "key_id", "period",
             unique=True, postgresql_nulls_not_distinct=True,
         ),
     )  # fmt: skip
@@ -76,8 +83,9 @@ class Budget(TenantTable, table=True):
     user_id: UUID | None = None
     key_id: UUID | None = None
     period: str = Field(max_length=8)
-    ceiling: Decimal = Field(sa_type=_MONEY)
+    ceiling: Decimal | None = Field(default=None, sa_type=_MONEY)
     alert_at: Decimal = Field(sa_type=Numeric(4, 3))
+    operator: bool = Field(default=False, sa_column_kwargs={"server_default": text("false")})
     created_at: datetime = filled_in()
     updated_at: datetime = filled_in()
 
@@ -123,6 +131,7 @@ class UsageReservation(TenantTable, table=True):
     amount: Decimal = Field(sa_type=_MONEY)
     input_tokens: int
     input_cost: Decimal = Field(sa_type=_MONEY)
+    own_key: bool = Field(default=False, sa_column_kwargs={"server_default": text("false")})
     budgets: list[UUID] = Field(sa_column=Column(ARRAY(Uuid), nullable=False))
     reserved_at: datetime
     expires_at: datetime | None = None

@@ -17,8 +17,8 @@ class UsageData(OwnRows):
     exported = """
         SELECT id, row_to_json(u)::text AS row FROM (
             SELECT id, workspace_id, key_id, conversation_id, message_id, purpose, provider, model, attempt, status,
-                   error, input_tokens, cached_tokens, output_tokens, images, estimated, cost::text AS cost, started_at,
-                   ended_at
+                   error, input_tokens, cached_tokens, output_tokens, images, estimated, own_key, cost::text AS cost,
+                   started_at, ended_at
             FROM usage_entries WHERE workspace_id = $1 AND user_id = $2 AND id > $3 ORDER BY id LIMIT $4
         ) u ORDER BY id
     """

@@ -10,15 +10,16 @@ import orjson
 
 from parley.core.db import UnitOfWork
 from parley.usage.bills import Bill, Estimate
+from parley.usage.ceilings import Ceilings
 from parley.usage.ledger import CallRecord, Totals
 
 _RESERVE = """
-    SELECT subject, period, ceiling
-    FROM usage_reserve($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)
+    SELECT subject, period, operator
+    FROM usage_reserve($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)
 """
 _SETTLE = """
-    SELECT budget_id, user_id, key_id, period, starts_on, ceiling, spent, level
-    FROM usage_settle($1, $2, $3, $4, $5, $6, $7, $8::json)
+    SELECT budget_id, user_id, key_id, operator, period, starts_on, ceiling, spent, level
+    FROM usage_settle($1, $2, $3, $4, $5, $6, $7, $8::json, $9, $10)
 """
 _EXPIRE = """
     UPDATE usage_reservations SET expires_at = $3
@@ -26,7 +27,7 @@ _EXPIRE = """
 """
 _RELEASE = """
     SELECT count(*) FROM unnest($2::uuid[]) AS w (id),
-        LATERAL usage_settle($1, NULL, NULL, w.id, NULL, NULL, 'reply', '[]'::json)
+        LATERAL usage_settle($1, NULL, NULL, w.id, NULL, NULL, 'reply', '[]'::json, NULL, NULL)
 """
 _TOTALS = """
     SELECT coalesce(sum(input_tokens), 0)::bigint, coalesce(sum(cached_tokens), 0)::bigint,
@@ -42,23 +43,23 @@ class LedgerRepository:
         self._unit = unit
 
     async def reserve(
-        self, bill: Bill, estimate: Estimate, *, at: datetime, expires_at: datetime | None
+        self, bill: Bill, estimate: Estimate, ceilings: Ceilings, *, at: datetime, expires_at: datetime | None
     ) -> asyncpg.Record | None:
         """Reserve; return the budget that has nothing left, in which case nothing was done."""
         connection = await self._unit.driver()
         return await connection.fetchrow(
             _RESERVE, bill.workspace_id, bill.user_id, bill.key_id, bill.id, bill.conversation_id, bill.message_id,
             bill.purpose, estimate.provider, estimate.model, estimate.amount, estimate.input_tokens,
-            estimate.input_cost, at, expires_at,
+            estimate.input_cost, estimate.own_key, at, expires_at, ceilings.day, ceilings.month,
         )  # fmt: skip
 
-    async def settle(self, bill: Bill, records: Sequence[CallRecord]) -> list[asyncpg.Record]:
+    async def settle(self, bill: Bill, records: Sequence[CallRecord], ceilings: Ceilings) -> list[asyncpg.Record]:
         """Store records and give back what was reserved; return the budgets that have passed a mark by it."""
         connection = await self._unit.driver()
         return list(
             await connection.fetch(
                 _SETTLE, bill.workspace_id, bill.user_id, bill.key_id, bill.id, bill.conversation_id, bill.message_id,
-                bill.purpose, _as_json(records),
+                bill.purpose, _as_json(records), ceilings.day, ceilings.month,
             )
         )  # fmt: skip
 
@@ -90,6 +91,7 @@ def _as_json(records: Sequence[CallRecord]) -> str:
             "output_tokens": record.output_tokens,
             "images": record.images,
             "estimated": record.estimated,
+            "own_key": record.own_key,
             # As text: no float ever stands between.
             "cost": str(record.cost),
             "started_at": record.started_at,

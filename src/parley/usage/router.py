@@ -1,5 +1,6 @@
 """Usage and budgets over HTTP."""
 
+import re
 from typing import Annotated, Literal
 from uuid import UUID
 
@@ -15,6 +16,13 @@ from parley.usage.schemas import BudgetRead, BudgetsSet, Day, GroupBy, UsageByDa
 router = APIRouter(tags=["usage"])
 
 _CSV = "text/csv"
+_REFUSED = re.compile(r"(^|;)q=0(\.0*)?(;|$)")
+
+
+def _takes_csv(accept: str) -> bool:
+    """Return whether an `Accept` header names CSV, and not to refuse it with `q=0`."""
+    ranges = (item.replace(" ", "").lower().partition(";") for item in accept.split(","))
+    return any(name == _CSV and not _REFUSED.search(parameters) for name, _, parameters in ranges)
 
 
 @router.get(
@@ -46,8 +54,7 @@ async def read_usage(
     """
     query = UsageQuery(group_by, first, last, model=model, user_id=user_id, key_id=key_id, purpose=purpose)
     rows = await reports.read(query)
-    accepted = request.headers.get("accept", "")
-    if format == "csv" or (format is None and _CSV in accepted):
+    if format == "csv" or (format is None and _takes_csv(request.headers.get("accept", ""))):
         return Response(
             as_csv(rows, group_by),
             media_type=f"{_CSV}; charset=utf-8",

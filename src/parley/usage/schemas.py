@@ -15,6 +15,7 @@ from parley.usage.periods import Period
 
 MAX_BUDGETS = 500
 
+_AMOUNT = re.compile(r"-?[0-9]+(\.[0-9]+)?", re.ASCII)
 _DAY = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
 
 
@@ -25,11 +26,20 @@ def _is_day(value: object) -> object:
     return value
 
 
+def _is_amount(value: object) -> object:
+    # Pydantic would take "1_000" and " 5".
+    if isinstance(value, str) and not _AMOUNT.fullmatch(value):
+        raise PydanticCustomError("amount", "an amount of dollars is written as in 25 or 0.50")
+    return value
+
+
 Day = Annotated[date, BeforeValidator(_is_day)]
 
 # Dollars as text, all eight places: "0.00012300", never "1.23E-4".
 Dollars = Annotated[Decimal, PlainSerializer(lambda value: f"{value:.8f}", return_type=str)]
-Limit = Annotated[Decimal, Field(ge=0, le=Decimal(999_999_999), max_digits=18, decimal_places=8)]
+Limit = Annotated[
+    Decimal, BeforeValidator(_is_amount), Field(ge=0, le=Decimal(999_999_999), max_digits=18, decimal_places=8)
+]
 
 
 class GroupBy(StrEnum):
@@ -119,6 +129,10 @@ class BudgetRead(ReadModel):
     subject_id: UUID | None
     period: Period
     limit: Dollars
+    set_by: Literal["workspace", "operator"] = Field(
+        description="`operator`: a ceiling of the installation over what its own provider keys are used for, which "
+        "the workspace cannot change"
+    )
     alert_at: Decimal
     spent: Dollars
     reserved: Dollars = Field(description="What calls that are being made may still cost")

@@ -13,6 +13,7 @@ from parley.core.db import Database, UnitOfWork
 from parley.core.ids import new_id
 from parley.usage.accounts import Accounts
 from parley.usage.bills import Bill, lost_record
+from parley.usage.ceilings import NO_CEILINGS, Ceilings
 from parley.usage.ledger import Purpose
 
 logger = logging.getLogger(__name__)
@@ -39,9 +40,9 @@ _RECONCILE = "SELECT * FROM usage_reconcile($1, $2)"
 class UnscopedLedger:
     """The ledger and the budgets of all workspaces, for the installation's own work."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, ceilings: Ceilings = NO_CEILINGS) -> None:
         self._database = database
-        self._accounts = Accounts(database)
+        self._accounts = Accounts(database, ceilings)
 
     async def end_expired(self) -> int:
         """End reservations whose time is over: their processes are gone. Each is put into the ledger as lost.
@@ -103,5 +104,6 @@ def _lost(row: asyncpg.Record) -> Any:
         provider=row["provider"],
         input_tokens=row["input_tokens"],
         cost=row["input_cost"],
+        own_key=row["own_key"],
         started_at=row["reserved_at"],
     )

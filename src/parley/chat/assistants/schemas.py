@@ -21,10 +21,13 @@ Title = Annotated[
     str, StringConstraints(strip_whitespace=True, min_length=1, max_length=TITLE_LENGTH), AfterValidator(storable)
 ]
 Description = Annotated[str, StringConstraints(max_length=DESCRIPTION_LENGTH), AfterValidator(storable)]
-Instructions = Annotated[str, StringConstraints(min_length=1, max_length=INSTRUCTIONS_LENGTH), AfterValidator(storable)]
+Instructions = Annotated[
+    str, StringConstraints(pattern=r"\S", max_length=INSTRUCTIONS_LENGTH), AfterValidator(storable)
+]
 ModelName = Annotated[Text, StringConstraints(min_length=1, max_length=100)]
 ToolName = Annotated[str, StringConstraints(min_length=1, max_length=64)]
-Tools = Annotated[list[ToolName], Field(max_length=_TOOLS)]
+# One that is named twice is one.
+Tools = Annotated[list[ToolName], Field(max_length=_TOOLS), AfterValidator(lambda names: list(dict.fromkeys(names)))]
 
 _EXAMPLE: dict[str, JsonValue] = {
     "name": "shopper",

@@ -1,4 +1,6 @@
 from collections.abc import AsyncIterator
+from datetime import timedelta
+from typing import Any
 
 import asyncpg
 import httpx
@@ -8,6 +10,7 @@ from fastapi import FastAPI
 from benchmarks.fake_provider import FakeProvider
 from parley.core.http import create_http_client
 from parley.core.scope import Role, Scope
+from parley.jobs.registry import JobRun, Periodic
 from parley.usage.service import UsageService
 from tests.chat.books import Books
 from tests.conftest import Account
@@ -40,3 +43,13 @@ def books(admin: asyncpg.Connection) -> Books:
 @pytest.fixture
 def scope(alice: Account) -> Scope:
     return Scope(alice.workspace_id, alice.user_id, Role.OWNER)
+
+
+@pytest.fixture
+def swept_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The application leaves expired reservations to the test: its own sweep is due whenever the clock is shifted."""
+
+    async def nothing(_: JobRun) -> dict[str, Any]:
+        return {}
+
+    monkeypatch.setattr("parley.main.sweep_of", lambda *_: Periodic("usage.sweep", timedelta(minutes=1), nothing))

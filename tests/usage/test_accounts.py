@@ -27,6 +27,8 @@ from parley.usage.sweeping import UnscopedLedger
 from tests.chat.conftest import until
 from tests.conftest import Account
 
+pytestmark = pytest.mark.usefixtures("swept_by_hand")
+
 DAY_S = 86_400
 
 

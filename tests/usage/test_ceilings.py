@@ -32,6 +32,8 @@ from tests.chat.conftest import start_talk, until
 from tests.conftest import Account, SignUp, make_settings, running
 from tests.tenancy.team import join
 
+pytestmark = pytest.mark.usefixtures("swept_by_hand")
+
 DAY_S = 86_400
 TEN = Ceilings(day=Decimal(10))
 

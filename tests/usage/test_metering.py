@@ -1,6 +1,7 @@
 """Calls that are not replies: reserved before anything is sent, settled however they are left."""
 
 import asyncio
+from datetime import timedelta
 from decimal import Decimal
 from functools import partial
 from pathlib import Path
@@ -8,13 +9,16 @@ from typing import Any
 
 import asyncpg
 import pytest
+from fastapi import FastAPI
 
 from benchmarks.fake_provider import FakeProvider
+from parley.core import clock
 from parley.core.ids import new_id
 from parley.core.scope import Scope
 from parley.core.settings import LlmSettings, Settings
 from parley.llm.errors import ModelError, UnknownModel
 from parley.llm.ports import Finish, FinishReason, TextChunk
+from parley.usage.bills import Bill, Estimate
 from parley.usage.errors import OverBudget
 from parley.usage.ledger import CallStatus, Purpose
 from parley.usage.service import UsageService
@@ -219,3 +223,17 @@ async def test_a_reservation_whose_caller_is_cancelled_meanwhile_is_given_back(
     await usage.accounts.close()  # type: ignore[union-attr]  # the application has them
     await books.nothing_reserved()
     assert len(provider.requests) == len(await books.entries()) == 1
+
+
+async def test_the_application_itself_ends_what_a_lost_process_left_reserved(
+    app: FastAPI, usage: UsageService, scope: Scope, books: Books
+) -> None:
+    assert usage.accounts is not None
+    estimate = Estimate("gpt", "openai", Decimal(4), input_tokens=7, input_cost=Decimal("0.5"))
+    async with app.state.database.unit_of_work(scope) as unit:
+        bill = Bill.of(new_id(), scope, Purpose.STRUCTURED)
+        await usage.accounts.reserve(unit, bill, estimate, expires_in=timedelta(seconds=60))
+    assert await books.reservations() == 1
+    with clock.shifted(121):
+        await books.nothing_reserved()
+    assert [row["status"] for row in await books.entries()] == ["lost"]

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from decimal import Decimal
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from threading import Thread
@@ -241,9 +242,12 @@ def test_what_production_allows_and_seldom_means_is_a_warning(tmp_path: Path, ur
         rate_limits="on", cors_origins=["http://app.test"],
     )  # fmt: skip
     warned = [finding for finding in doctor.check_settings(settings) if finding.level == "warning"]
-    assert [finding.check for finding in warned] == ["https", "cors", "mail"]
+    assert [finding.check for finding in warned] == ["https", "cors", "mail", "ceilings"]
     settings.public_url = "https://parley.test"
-    assert "proxies" in {finding.check for finding in doctor.check_settings(settings)}
+    settings.llm.workspace_cost_per_month = Decimal(1)
+    found = {finding.check for finding in doctor.check_settings(settings)}
+    assert "proxies" in found
+    assert "ceilings" not in found
 
 
 # -- the command -------------------------------------------------------------------------------------------------------

@@ -69,6 +69,13 @@ def check_settings(settings: Settings) -> Iterator[Finding]:
             yield Finding("cors", "warning", f"{origin} may call without https", "Take it out, or serve it by https")
     if settings.mail.transport == "console":
         yield Finding("mail", "warning", "mail goes to the console", "Set PARLEY_MAIL_TRANSPORT=smtp and the server")
+    if not (settings.llm.workspace_cost_per_day or settings.llm.workspace_cost_per_month):
+        yield Finding(
+            "ceilings",
+            "warning",
+            "nothing bounds what a workspace spends on your provider keys but its own budgets",
+            "Set PARLEY_LLM_WORKSPACE_COST_PER_DAY or PARLEY_LLM_WORKSPACE_COST_PER_MONTH",
+        )
 
 
 def check_disk(settings: Settings) -> Finding:

@@ -61,7 +61,7 @@ BEGIN
     INSERT INTO budgets (workspace_id, id, period, alert_at, operator)
     SELECT p_workspace, gen_random_uuid(), p.period, 0.8, true
     FROM (VALUES ('day', p_day), ('month', p_month)) AS p (period, ceiling)
-    WHERE p.ceiling IS NOT NULL
+    WHERE p.ceiling IS NOT NULL AND EXISTS (SELECT FROM workspaces w WHERE w.id = p_workspace)
       AND NOT EXISTS (SELECT FROM budgets b WHERE b.workspace_id = p_workspace AND b.operator AND b.period = p.period)
     ON CONFLICT DO NOTHING;
 END
@@ -83,20 +83,20 @@ RESERVE = """
 CREATE FUNCTION usage_reserve(
     p_workspace uuid, p_user uuid, p_key uuid, p_id uuid, p_conversation uuid, p_message uuid, p_purpose text,
     p_provider text, p_model text, p_amount numeric, p_input_tokens integer, p_input_cost numeric,
-    p_own_key boolean, p_at timestamptz, p_expires_at timestamptz, p_day numeric, p_month numeric
+    p_own_key boolean, p_by_operator boolean, p_at timestamptz, p_expires_at timestamptz, p_day numeric, p_month numeric
 ) RETURNS TABLE (subject text, period text, operator boolean)
 LANGUAGE plpgsql VOLATILE SET search_path = public, pg_catalog AS $$
 DECLARE
     ids uuid[];
     held usage_reservations;
 BEGIN
-    IF NOT p_own_key THEN
+    IF p_by_operator THEN
         PERFORM usage_open_ceilings(p_workspace, p_day, p_month);
     END IF;
     SELECT array_agg(b.id ORDER BY b.id) INTO ids FROM budgets b
     WHERE b.workspace_id = p_workspace
       AND (b.user_id IS NULL AND b.key_id IS NULL OR b.user_id = p_user OR b.key_id = p_key)
-      AND NOT (b.operator AND (p_own_key OR usage_ceiling(b.ceiling, b.period, p_day, p_month) IS NULL));
+      AND NOT (b.operator AND (NOT p_by_operator OR usage_ceiling(b.ceiling, b.period, p_day, p_month) IS NULL));
     IF ids IS NULL AND p_expires_at IS NULL THEN
         RETURN;
     END IF;
@@ -115,10 +115,10 @@ BEGIN
         JOIN budget_counters c ON c.workspace_id = b.workspace_id AND c.budget_id = b.id
                               AND c.starts_on = usage_starts_on(b.period, p_at)
         WHERE b.workspace_id = p_workspace AND b.id = ANY(ids)
-          AND c.spent + c.reserved - CASE WHEN b.id = ANY(held.budgets)
-                                           AND usage_starts_on(b.period, held.reserved_at) = c.starts_on
-                                          THEN held.amount ELSE 0 END
-              >= usage_ceiling(b.ceiling, b.period, p_day, p_month)
+          AND c.spent + c.reserved >= usage_ceiling(b.ceiling, b.period, p_day, p_month)
+          -- What was admitted in this period stays admitted.
+          AND NOT coalesce(b.id = ANY(held.budgets) AND usage_starts_on(b.period, held.reserved_at) = c.starts_on,
+                           false)
         -- Whoever is refused is told of the one that lasts longest.
         ORDER BY b.period = 'month' DESC, b.id LIMIT 1;
         IF FOUND THEN
@@ -216,13 +216,17 @@ BEGIN
         ORDER BY c.budget_id, c.starts_on FOR UPDATE OF c
     LOOP
         now_spent := due.spent + due.more;
+        -- A mark that was passed under a lower limit is one that can be passed again.
+        due.stopped := due.stopped AND due.spent >= due.ceiling;
+        due.alerted := due.alerted AND due.spent >= due.ceiling * due.alert_at;
         passed := CASE WHEN due.more = 0 THEN NULL
                        WHEN NOT due.stopped AND now_spent >= due.ceiling THEN 'stop'
                        WHEN NOT due.alerted AND NOT due.stopped AND now_spent >= due.ceiling * due.alert_at THEN 'alert'
                   END;
         UPDATE budget_counters c
         SET spent = now_spent, reserved = due.reserved - due.less,
-            alerted = c.alerted OR passed IS NOT NULL, stopped = c.stopped OR coalesce(passed = 'stop', false)
+            alerted = coalesce(due.alerted OR passed IS NOT NULL, c.alerted),
+            stopped = coalesce(due.stopped OR coalesce(passed = 'stop', false), c.stopped)
         WHERE c.workspace_id = p_workspace AND c.budget_id = due.budget_id AND c.starts_on = due.starts_on;
         IF passed IS NOT NULL THEN
             RETURN QUERY SELECT due.budget_id, due.user_id, due.key_id, due.operator, due.period::text, due.starts_on,

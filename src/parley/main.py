@@ -85,7 +85,7 @@ from parley.usage.background import BudgetNotices, sweep_of
 from parley.usage.ceilings import Ceilings
 from parley.usage.personal_data import UsageData
 from parley.usage.service import UsageService
-from parley.web import install_web
+from parley.web import router as web_router
 
 logger = logging.getLogger(__name__)
 
@@ -153,7 +153,7 @@ def create_app(settings: Settings) -> FastAPI:
         app.router.routes.append(socket_route(f"{API_PREFIX}/realtime"))
         if not settings.is_production:
             install_documents(app, asyncapi=partial(asyncapi_document, app))
-        install_web(app)
+        app.include_router(web_router)
     app.add_middleware(
         GuardMiddleware,
         body_bytes=settings.body_bytes,

@@ -1,7 +1,9 @@
 """What a browser finds at `/`: for now a plain page that says what is here and how to begin."""
 
-from fastapi import FastAPI
+from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse
+
+router = APIRouter(include_in_schema=False)
 
 _PAGE = """<!doctype html>
 <html lang="en">
@@ -37,11 +39,9 @@ _PAGE = """<!doctype html>
 """
 
 
-def install_web(app: FastAPI) -> None:
+@router.get("/")
+async def home(request: Request) -> HTMLResponse:
     """Serve the page."""
-
-    @app.get("/", include_in_schema=False)
-    async def home() -> HTMLResponse:
-        page = _PAGE.replace("{base}", app.state.settings.base_url)
-        policy = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"
-        return HTMLResponse(page, headers={"Content-Security-Policy": policy})
+    page = _PAGE.replace("{base}", request.app.state.settings.base_url)
+    policy = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"
+    return HTMLResponse(page, headers={"Content-Security-Policy": policy})

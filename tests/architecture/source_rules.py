@@ -79,6 +79,7 @@ UNSCOPED_USERS = {
     "identity/sessions.py",
     "jobs/inprocess.py",
     "llm/provider_keys.py",
+    "tenancy/making.py",
     "tenancy/operators.py",
     "tenancy/service.py",
     "tenancy/workspaces.py",

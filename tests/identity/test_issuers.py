@@ -17,7 +17,7 @@ from httpx_ws.transport import ASGIWebSocketTransport
 
 from parley.core import clock
 from parley.core.db import DatabaseUrls
-from parley.core.settings import SettingsInvalid, load_settings
+from parley.core.settings import LimitSettings, SettingsInvalid, load_settings
 from parley.main import create_app
 from tests.conftest import http_client, make_settings, running
 from tests.documented import DocumentedSession
@@ -241,3 +241,20 @@ def test_a_webhook_secret_that_is_none_stops_the_start(tmp_path: Path, secret: s
     with pytest.raises(SettingsInvalid, match="PARLEY_AUTH_CLERK_WEBHOOK_SECRET") as refused:
         create_app(settings)
     assert secret not in str(refused.value).replace("whsec_ and", "")
+
+
+async def test_a_personal_workspace_that_is_gone_is_made_anew_only_so_often(
+    tmp_path: Path, urls: DatabaseUrls, admin: asyncpg.Connection
+) -> None:
+    """Each has a ceiling of its own of what it may cost the operator."""
+    issuer = shared_secret(issuer=None)
+    more = {"rate_limits": "on", "limits": LimitSettings(workspaces_per_month=3)}
+    async with service(tmp_path, urls, issuer, **more) as app:
+        seen = set()
+        for n in range(4):
+            answer = await me(app, issuer.token("user_1", iat=int(time.time()) - n))
+            if answer.status_code == 200:
+                seen.add(answer.json()["data"]["workspace"]["id"])
+                await admin.execute("DELETE FROM workspaces")
+    assert (answer.status_code, answer.json()["error"]) == (429, "too_many_workspaces")
+    assert len(seen) == 3

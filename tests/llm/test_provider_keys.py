@@ -29,6 +29,7 @@ from parley.llm.personal_data import ProviderKeyData
 from parley.llm.ports import TextChunk
 from parley.llm.provider_keys import MOVED, UNREADABLE, URL_NOT_ALLOWED
 from parley.llm.registry import ModelRegistry
+from parley.usage.bills import Estimate
 from parley.usage.service import UsageService
 from tests.canaries import PROVIDER_KEY, secrets_in, secrets_in_tables
 from tests.conftest import Account, SignUp, make_settings, running
@@ -52,6 +53,7 @@ providers:
   keyless: {{kind: anthropic, base_url: "{url}", api_key: "${{NO_SUCH_KEY:-}}"}}
   homeless: {{kind: openai, base_url: "${{NO_SUCH_URL:-}}", workspace_urls: true}}
   closed: {{kind: openai, base_url: "{url}/v1", api_key: operators-key-000, workspace_keys: false}}
+  open: {{kind: openai, base_url: "{url}/v1", workspace_urls: true}}
   demo: {{kind: demo}}
 models:
   gpt: {{provider: openai, name: fake, retries: 0}}
@@ -60,6 +62,7 @@ models:
   claude: {{provider: keyless, name: fake, retries: 0}}
   own: {{provider: homeless, name: fake, retries: 0}}
   closed: {{provider: closed, name: fake, retries: 0}}
+  open: {{provider: open, name: fake, retries: 0}}
   demo: {{provider: demo, name: demo}}
 aliases:
   default: [claude, gpt]
@@ -192,7 +195,7 @@ async def test_a_key_is_written_and_never_read(alices: Caller, admin: asyncpg.Co
     assert answer.headers["cache-control"] == "no-store"
     assert secrets_in(answer.text) == []
     assert "sealed" not in answer.text
-    assert [one["provider"] for one in answer.json()["data"]] == ["fixed", "homeless", "keyless", "openai"]
+    assert [one["provider"] for one in answer.json()["data"]] == ["fixed", "homeless", "keyless", "open", "openai"]
     assert await secrets_in_tables(admin) == []
 
 
@@ -661,3 +664,26 @@ async def test_of_a_person_only_that_they_set_one_is_kept(alices: Caller, admin:
     rows = await admin.fetch("SELECT provider, created_by FROM provider_keys")
     # The workspace's calls go on.
     assert [tuple(row) for row in rows] == [("openai", None)]
+
+
+@pytest.mark.parametrize(
+    ("provider", "model", "url", "paid"),
+    [
+        ("openai", "gpt", False, True),
+        ("openai", "gpt", True, True),
+        ("keyless", "claude", False, True),
+        ("open", "open", False, False),
+        ("open", "open", True, True),
+    ],
+)
+async def test_who_pays_for_calls_with_a_workspaces_key(
+    alices: Caller, own: FakeProvider, provider: str, model: str, url: bool, paid: bool
+) -> None:
+    """A server that the operator asks without a key takes any: what it costs is the operator's all the same."""
+    await alices.set(provider, **({"base_url": f"{own.url}/v1"} if url else {}))
+    async with alices.usage.stream(asking("deltas=3"), model, scope=alices.scope) as call:
+        assert [item async for item in call]
+    assert [record.own_key for record in call.records] == [paid]
+    assert Estimate.of_request(call.entries, asking("deltas=3")).by_operator is not paid
+    await alices.delete(provider)
+    assert not alices.usage.models(alices.scope).entries()[0].own_key

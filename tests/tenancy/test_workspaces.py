@@ -8,7 +8,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from parley.core.scope import Role
+from parley.core.scope import Role, Scope
 from parley.tenancy.roles import may_change
 from tests.conftest import Account, SignUp
 from tests.identity.test_issuers import socket
@@ -127,6 +127,14 @@ async def test_the_only_workspace_is_not_deleted(alice: Account) -> None:
     answer = await alice.http.delete(f"{API}/workspaces/{alice.workspace_id}")
     assert (answer.status_code, answer.json()["error"]) == (409, "last_workspace")
     assert await status(alice.http, "GET", f"{API}/me") == 200
+
+
+async def test_of_two_workspaces_that_are_deleted_in_one_moment_one_stays(app: FastAPI, alice: Account) -> None:
+    made = (await alice.http.post(f"{API}/workspaces", json={"name": "Second"})).json()["data"]
+    both = [Scope(workspace, alice.user_id, Role.OWNER) for workspace in (alice.workspace_id, UUID(made["id"]))]
+    deletions = (app.state.workspaces.delete(scope, scope.workspace_id) for scope in both)
+    outcomes = await asyncio.gather(*deletions, return_exceptions=True)
+    assert sorted(type(outcome).__name__ for outcome in outcomes) == ["LastWorkspace", "NoneType"]
 
 
 # -- members -----------------------------------------------------------------------------------------------------------

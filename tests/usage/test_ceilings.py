@@ -56,7 +56,8 @@ class Desk:
 
     async def reserve(self, amount: str = "4", *, own_key: bool = False, bill: Bill | None = None) -> Bill:
         bill = bill or Bill.of(new_id(), self.scope, Purpose.STRUCTURED)
-        estimate = Estimate("m", "p", Decimal(amount), input_tokens=7, input_cost=Decimal("0.5"), own_key=own_key)
+        cost = Decimal("0.5")
+        estimate = Estimate("m", "p", Decimal(amount), 7, cost, own_key=own_key, by_operator=not own_key)
         async with self.database.unit_of_work(self.scope) as unit:
             await self._accounts.reserve(unit, bill, estimate, expires_in=timedelta(minutes=1))
         return bill
@@ -157,6 +158,41 @@ async def test_a_call_whose_fallback_is_the_operators_is_bound_and_counted_by_wh
     bill = await desk.reserve("4")
     await desk.settle(bill, "3", own_key=True)
     assert await desk.counters() == [("day", 0, 0)]
+
+
+async def test_what_was_admitted_today_stays_admitted_and_tomorrow_it_is_asked_anew(desk: Desk) -> None:
+    """A reply that waited is reserved again when it begins, beside others that have passed the ceiling since."""
+    waiting = [await desk.reserve(amount) for amount in ("5", "4.9", "100")]
+    for bill in waiting:
+        await desk.reserve("6", bill=bill)
+    assert await desk.counters() == [("day", 0, 18)]
+    with clock.shifted(DAY_S):
+        await desk.spend("10")
+        with pytest.raises(OverBudget):
+            await desk.reserve("6", bill=waiting[0])
+
+
+async def test_people_are_told_again_of_a_ceiling_that_was_raised(desk: Desk) -> None:
+    async def notices() -> list[str]:
+        rows = await desk.admin.fetch("SELECT payload->>'level' AS level FROM jobs WHERE kind = 'usage.notice'")
+        return sorted(row["level"] for row in rows)
+
+    await desk.spend("10")
+    assert await notices() == ["stop"]
+    desk.say(Ceilings(day=Decimal(20)))
+    await desk.spend("5")
+    assert await notices() == ["stop"]
+    await desk.spend("1")
+    assert await notices() == ["alert", "stop"]
+    await desk.spend("4")
+    assert await notices() == ["alert", "stop", "stop"]
+    # Saying the same again is no news.
+    desk.say(Ceilings(day=Decimal(25)))
+    await desk.spend("1")
+    for _ in range(2):
+        await desk.ceilings.set(desk.scope.workspace_id, {Period.DAY: Decimal(25)})
+        await desk.spend("0.5")
+    assert await notices() == ["alert", "stop", "stop"]
 
 
 async def test_a_lost_call_of_an_own_key_is_the_workspaces(desk: Desk, books: Books) -> None:
@@ -318,6 +354,26 @@ async def test_sends_and_calls_are_refused_once_it_is_reached(
             "SELECT d->>'text' || ' ' || (d->'budget'->>'set_by') FROM channel_events WHERE e = 'notice'"
         )
         assert data == "The workspace's daily ceiling is used up. operator"
+
+
+async def test_a_reply_that_waited_is_looked_at_again_when_it_begins(
+    costly: Settings, sign_up: SignUp, provider: FakeProvider
+) -> None:
+    """Admitted by a key of the workspace's own, which is gone when its turn comes: it would be the operator's."""
+    async with running(costly) as app:
+        eve = await sign_up(app=app)
+        talk = await start_talk(eve)
+        _, reply = await talk.send("deltas=100 rate=0")
+        await talk.ended(reply)
+        keys = "/api/v1/provider-keys/openai"
+        assert (await eve.http.put(keys, json={"key": "a-key-of-its-own"})).status_code == 200
+        _, running_reply = await talk.send("deltas=100 rate=20 own")
+        _, waiting = await talk.send("deltas=3 rate=0 never", on_active="queue")
+        assert (await eve.http.delete(keys)).status_code == 204
+        assert (await eve.http.post(f"/api/v1/replies/{running_reply}/cancel")).status_code in {200, 202, 204}
+        ended = await talk.ended(waiting)
+        assert (ended["status"], ended["error"]["code"]) == ("failed", "over_budget")
+        assert not any("never" in str(request.body["messages"][-1]) for request in provider.requests)
 
 
 async def _told(admin: asyncpg.Connection) -> bool:

@@ -225,6 +225,8 @@ class Generator:
         profile = await self._assistants.profile_of(run)
         account.prompt = profile.prompt
         tools = self._tool_runs.of(run, draft, profile)
+        # What waited was admitted at another time: another day may have begun, or the keys be others.
+        waited = run.history is None
         history = await self._history(run, profile.prompt, tools.specs)
         messages = history.messages
         prefill = self._take_up(run, messages) if run.options.get("continues") else None
@@ -237,7 +239,7 @@ class Generator:
             if written is not None and not number:
                 calls, said = await self._go_on(run, draft, account, messages, request, tools)
             else:
-                if number:
+                if number or waited:
                     await self._payments.reserve_step(run, run.options.get("model"), request, account.records)
                 calls, said = await self._step(run, draft, account, request)
             if not calls:

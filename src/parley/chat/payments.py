@@ -190,7 +190,7 @@ class Payments:
             input_tokens=input_tokens,
             output_tokens=output_tokens,
             cost=cost_of(entry, UsageChunk(input_tokens=input_tokens, output_tokens=output_tokens)),
-            own_key=entry.owner is not None,
+            own_key=entry.own_key,
         )
 
     def _entries(self, scope: Scope, model: str | None) -> list[ModelEntry]:

@@ -18,7 +18,8 @@ app = typer.Typer(no_args_is_help=True, help="The ledger of model calls, budgets
 
 _DOLLARS = re.compile(r"[0-9]{1,9}(\.[0-9]{1,8})?", re.ASCII)
 _Ceiling = Annotated[
-    str | None, typer.Option(metavar="DOLLARS|default", help="`default`: what the settings say for all workspaces")
+    str | None,
+    typer.Option(metavar="DOLLARS|default", help="0: nothing; `default`: what the settings say for all workspaces"),
 ]
 
 

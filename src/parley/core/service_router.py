@@ -80,40 +80,48 @@ def _page(page: HTMLResponse, *, workers: bool = False) -> HTMLResponse:
     return page
 
 
+# Routes of a router and not of one application: FastAPI remembers functions, and with them whatever they enclose.
+_documents = APIRouter(include_in_schema=False)
+
+
 def install_documents(app: FastAPI, *, asyncapi: Callable[[], dict[str, Any]]) -> None:
     """Serve /docs and /redoc with the files of a wheel, and /asyncapi.json beside FastAPI's /openapi.json.
 
     `asyncapi` is called once, by the first request.
     """
     app.mount("/docs/assets", StaticFiles(directory=_assets()), name="docs-assets")
-    document = cache(asyncapi)
+    app.state.asyncapi = cache(asyncapi)
+    app.include_router(_documents)
 
-    @app.get("/asyncapi.json", include_in_schema=False)
-    async def asyncapi_json() -> Response:
-        return JSONResponse(document())
 
-    @app.get("/docs", include_in_schema=False)
-    async def swagger_ui() -> Response:
-        return _page(
-            get_swagger_ui_html(
-                openapi_url="/openapi.json",
-                title=f"{app.title} API",
-                swagger_js_url="/docs/assets/swagger-ui-bundle.js",
-                swagger_css_url="/docs/assets/swagger-ui.css",
-                swagger_favicon_url="/docs/assets/favicon.png",
-                swagger_ui_parameters={"persistAuthorization": False, "tryItOutEnabled": True},
-            )
+@_documents.get("/asyncapi.json")
+async def _asyncapi_json(request: Request) -> Response:
+    return JSONResponse(request.app.state.asyncapi())
+
+
+@_documents.get("/docs")
+async def _swagger_ui(request: Request) -> Response:
+    return _page(
+        get_swagger_ui_html(
+            openapi_url="/openapi.json",
+            title=f"{request.app.title} API",
+            swagger_js_url="/docs/assets/swagger-ui-bundle.js",
+            swagger_css_url="/docs/assets/swagger-ui.css",
+            swagger_favicon_url="/docs/assets/favicon.png",
+            swagger_ui_parameters={"persistAuthorization": False, "tryItOutEnabled": True},
         )
+    )
 
-    @app.get("/redoc", include_in_schema=False)
-    async def redoc() -> Response:
-        return _page(
-            get_redoc_html(
-                openapi_url="/openapi.json",
-                title=f"{app.title} API",
-                redoc_js_url="/docs/assets/redoc.standalone.js",
-                redoc_favicon_url="/docs/assets/favicon.png",
-                with_google_fonts=False,
-            ),
-            workers=True,
-        )
+
+@_documents.get("/redoc")
+async def _redoc(request: Request) -> Response:
+    return _page(
+        get_redoc_html(
+            openapi_url="/openapi.json",
+            title=f"{request.app.title} API",
+            redoc_js_url="/docs/assets/redoc.standalone.js",
+            redoc_favicon_url="/docs/assets/favicon.png",
+            with_google_fonts=False,
+        ),
+        workers=True,
+    )

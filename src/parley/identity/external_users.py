@@ -77,13 +77,15 @@ def erased_subject(issuer: str, subject: str) -> str:
 class UnscopedExternalUsers:
     """Finds and makes users of other issuers, each method in a transaction of its own."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, *, workspaces_per_month: int | None = None) -> None:
         self._database = database
+        self._workspaces_per_month = workspaces_per_month
 
     async def stand(self, issuer: Issuer, subject: str, claims: dict[str, Any]) -> ExternalStanding:
         """Return who a subject is here; the user is made where the issuer's entry allows it.
 
-        Raises `UserUnknown` for one that is not made, was deleted or closed, and `NoWorkspace`.
+        Raises `UserUnknown` for one that is not made, was deleted or closed, `NoWorkspace`, and
+        `TooManyWorkspaces` for one whose own workspaces have gone too often.
         """
         async with self._database.system_unit_of_work() as unit:
             connection = await unit.driver()
@@ -140,7 +142,9 @@ class UnscopedExternalUsers:
             if home is None:
                 profile = Profile.from_claims(claims)
                 owner_name = profile.name or (profile.email or "").partition("@")[0] or "My"
-                home = await workspaces.create_personal(user_id, owner_name=owner_name)
+                home = await workspaces.replace_personal(
+                    user_id, owner_name=owner_name, per_month=self._workspaces_per_month
+                )
             return home.id, home.role
         wanted = _uuid(value if kind == "fixed" else _claim(claims, value))
         connection: asyncpg.Connection = await unit.driver()

@@ -56,10 +56,11 @@ class IssuerTokens:
         *,
         cache_s: float,
         revocations: Revocations,
+        workspaces_per_month: int | None = None,
     ) -> None:
         self._by_issuer = {entry.issuer: entry for entry in issuers}
         self._keys = {entry.name: Jwks(entry, http) for entry in issuers if entry.jwks_url is not None}
-        self._users = UnscopedExternalUsers(database)
+        self._users = UnscopedExternalUsers(database, workspaces_per_month=workspaces_per_month)
         # By digest, so that the memory of the process does not hold usable tokens.
         self._known: Standings[bytes, _Known] = Standings(lambda: revocations.cache_s(cache_s))
         revocations.subscribe(self.forget, reset=self._known.forget_all)

@@ -99,7 +99,14 @@ def build_identity(
     )
     external = None
     if issuers and http is not None:
-        external = IssuerTokens(database, issuers, http, cache_s=auth.session_cache_s, revocations=revocations)
+        external = IssuerTokens(
+            database,
+            issuers,
+            http,
+            cache_s=auth.session_cache_s,
+            revocations=revocations,
+            workspaces_per_month=settings.limits.workspaces_per_month if limits.enabled else None,
+        )
     guessing = Guessing(limits, settings.limits)
     one_time_tokens = OneTimeTokens(key_ring(secrets, "one-time-token"))
     service = IdentityService(

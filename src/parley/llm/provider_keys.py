@@ -99,7 +99,9 @@ class ProviderKeys:
             return entry
         problem = self.problem(entry, stored)
         key = None if problem else self.vault.open(stored.sealed, stored.bound_to)
-        own = replace(entry, owner=workspace_id, api_key=key, unusable=problem)
+        # A server that the operator asks without a key takes any, and is paid by the operator all the same.
+        own_key = stored.base_url is not None or entry.api_key is not None or not entry.usable
+        own = replace(entry, owner=workspace_id, own_key=own_key, api_key=key, unusable=problem)
         if stored.base_url is None:
             return own
         # The operator's headers stay behind: one of them may be a credential too.

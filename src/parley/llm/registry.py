@@ -63,6 +63,8 @@ class ModelEntry:
     """Whether it may have a URL of its own with the key."""
     owner: UUID | None = None
     """The workspace whose key this is; None for the operator's."""
+    own_key: bool = False
+    """Whether the workspace pays for the calls: by its key, at a server that asks for one or that is its own."""
     guarded: bool = False
     """Whether the URL is a workspace's own: only the guarded client may ask it."""
 

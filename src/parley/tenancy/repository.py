@@ -29,7 +29,7 @@ from parley.tenancy.audit import Action
 from parley.tenancy.models import Membership, Workspace
 
 NAME_LENGTH = 100
-_HOLD_MAKING = "SELECT pg_advisory_xact_lock(hashtextextended('workspaces:' || $1, 0))"
+_HOLD = "SELECT pg_advisory_xact_lock(hashtextextended('workspaces:' || $1, 0))"
 _MADE_SINCE = """
     SELECT count(*), min(at) FROM audit_events
     WHERE workspace_id = $1 AND user_id = $2 AND action = $3 AND at > $4
@@ -68,13 +68,17 @@ class UnscopedWorkspaceRepository:
         await connection.execute(insert(Workspace).values(id=id, name=name[:NAME_LENGTH], personal=personal))
         await connection.execute(insert(Membership).values(workspace_id=id, user_id=owner_id, role=Role.OWNER.value))
 
+    async def hold(self, user_id: UUID) -> None:
+        """Have nobody else make, delete or leave workspaces for a user until the transaction ends."""
+        await (await self._unit.driver()).execute(_HOLD, str(user_id))
+
     async def made_since(self, user_id: UUID, moment: datetime) -> tuple[int, datetime | None]:
         """Return how many workspaces a user has made since a moment, those that are gone too, and when the first.
 
         Whoever else asks this of the same user waits for the end of the transaction.
         """
+        await self.hold(user_id)
         connection = await self._unit.driver()
-        await connection.execute(_HOLD_MAKING, str(user_id))
         count, first = await connection.fetchrow(_MADE_SINCE, NO_WORKSPACE, user_id, Action.WORKSPACE_CREATED, moment)
         return count, first
 

@@ -5,12 +5,10 @@ is a member there. What changes who may what is announced, and in force everywhe
 """
 
 from collections.abc import Awaitable, Callable, Sequence
-from datetime import timedelta
 from uuid import UUID
 
 from sqlalchemy import RowMapping
 
-from parley.core import clock
 from parley.core.db import Database, UnitOfWork
 from parley.core.idempotency import Once
 from parley.core.ids import new_id
@@ -18,12 +16,11 @@ from parley.core.pagination import PageRequest
 from parley.core.revocations import Revocation, Revocations
 from parley.core.scope import Role, Scope
 from parley.tenancy.audit import Action, record
-from parley.tenancy.errors import LastWorkspace, MemberNotFound, RoleNotAllowed, TooManyWorkspaces, WorkspaceNotFound
+from parley.tenancy.errors import LastWorkspace, MemberNotFound, RoleNotAllowed, WorkspaceNotFound
+from parley.tenancy.making import keep_few, remember_making
 from parley.tenancy.repository import MemberRepository, UnscopedWorkspaceRepository
 from parley.tenancy.roles import keep_an_owner, may_change
 from parley.tenancy.schemas import MemberRead, WorkspaceRead
-
-_MONTH = timedelta(days=30)
 
 Leaving = Callable[[UnitOfWork, UUID, UUID | None], Awaitable[None]]
 """What another module does before a member goes, or before a workspace does: `unit, workspace_id, user_id or None`."""
@@ -68,22 +65,13 @@ class WorkspaceService:
         async with self._database.system_unit_of_work() as unit:
             await once.begin(unit)
             repository = UnscopedWorkspaceRepository(unit)
-            await self._keep_few(repository, scope.user_id)
+            await keep_few(repository, scope.user_id, self._per_month)
             await repository.add(id=workspace.id, name=name, owner_id=scope.user_id, personal=False)
             target = str(workspace.id)
             await record(unit, Action.WORKSPACE_CREATED, scope=scope, workspace_id=workspace.id, target=target)
-            # In the installation's log too, where it stays when the workspace goes.
-            await record(unit, Action.WORKSPACE_CREATED, user_id=scope.user_id, actor="user", target=target)
+            await remember_making(unit, scope.user_id, workspace.id, actor="user")
             await once.settle(workspace)
         return workspace
-
-    async def _keep_few(self, repository: UnscopedWorkspaceRepository, user_id: UUID) -> None:
-        # What the operator bounds for each workspace is bounded for a person only if workspaces are.
-        if self._per_month is None:
-            return
-        made, first = await repository.made_since(user_id, clock.now() - _MONTH)
-        if first is not None and made >= self._per_month:
-            raise TooManyWorkspaces(retry_after_s=int((first + _MONTH - clock.now()).total_seconds()) + 1)
 
     async def rename(self, scope: Scope, workspace_id: UUID, name: str) -> WorkspaceRead:
         """Change the workspace's name. Raises `WorkspaceNotFound`."""
@@ -98,6 +86,7 @@ class WorkspaceService:
         self._own(scope, workspace_id)
         async with self._database.system_unit_of_work() as unit:
             repository = UnscopedWorkspaceRepository(unit)
+            await repository.hold(scope.user_id)
             _, places = await repository.list_places(scope.user_id, PageRequest(1, 1))
             if places < 2:
                 raise LastWorkspace
@@ -146,6 +135,8 @@ class WorkspaceService:
         self._own(scope, workspace_id)
         async with self._database.system_unit_of_work() as unit:
             repository = UnscopedWorkspaceRepository(unit)
+            if user_id == scope.user_id:
+                await repository.hold(user_id)
             roles = await self._roles(repository, scope, user_id)
             before = roles[user_id]
             if user_id == scope.user_id:

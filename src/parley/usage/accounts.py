@@ -1,7 +1,7 @@
 """Reserving and settling: what a call may cost is set aside before it is made, and what it did cost put in its place.
 
 The counters of budgets are the last locks of a transaction, taken in one order by the database's functions. A workspace
-without budgets locks nothing.
+that never had a budget or a ceiling locks nothing.
 """
 
 import asyncio

@@ -50,7 +50,7 @@ class Bill:
 class Estimate:
     """What a call may cost: `amount` at most, `input_cost` if it is lost after it was sent.
 
-    `own_key`: whoever of the models answers, it is by a provider key of the workspace's own.
+    `own_key`: the first of the models is paid by the workspace, `by_operator`: one that may answer is by the operator.
     """
 
     model: str
@@ -59,6 +59,7 @@ class Estimate:
     input_tokens: int
     input_cost: Decimal
     own_key: bool = False
+    by_operator: bool = True
 
     @classmethod
     def of_tokens(
@@ -72,7 +73,8 @@ class Estimate:
             amount=worst_case(entries, input_tokens=input_tokens, output_tokens=output_tokens, images=images),
             input_tokens=input_tokens,
             input_cost=cost_of(first, UsageChunk(input_tokens=input_tokens), images=images),
-            own_key=all(entry.owner is not None for entry in entries),
+            own_key=first.own_key,
+            by_operator=not all(entry.own_key for entry in entries),
         )
 
     @classmethod

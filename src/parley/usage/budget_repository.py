@@ -44,16 +44,6 @@ _SET = """
     DO UPDATE SET ceiling = excluded.ceiling, alert_at = excluded.alert_at, updated_at = excluded.updated_at
     WHERE (budgets.ceiling, budgets.alert_at) IS DISTINCT FROM (excluded.ceiling, excluded.alert_at)
 """
-# Whoever raises a budget that was used up is told again when the new one is.
-_MARKS = """
-    UPDATE budget_counters c
-    SET alerted = c.alerted AND c.spent >= b.ceiling * b.alert_at, stopped = c.stopped AND c.spent >= b.ceiling
-    FROM budgets b
-    WHERE c.workspace_id = $1 AND b.workspace_id = $1 AND b.id = c.budget_id AND NOT b.operator
-      AND (c.alerted OR c.stopped)
-      AND c.budget_id IN (SELECT l.budget_id FROM budget_counters l WHERE l.workspace_id = $1
-                          ORDER BY l.budget_id, l.starts_on FOR UPDATE)
-"""
 
 
 class BudgetRepository:
@@ -71,7 +61,7 @@ class BudgetRepository:
         """
         connection = await self._unit.driver()
         workspace, day, month = self._scope.workspace_id, self._ceilings.day, self._ceilings.month
-        await connection.execute(_OPEN_CEILINGS, workspace, day, month)
+        await self._open_ceilings()
         rows: Sequence[asyncpg.Record] = await connection.fetch(_LIST, workspace, at, of, day, month)
         return rows
 
@@ -82,6 +72,8 @@ class BudgetRepository:
         """
         connection = await self._unit.driver()
         workspace = self._scope.workspace_id
+        # Before anything is locked: whoever makes these rows goes on to the counters.
+        await self._open_ceilings()
         keys = {budget.key for budget in wanted}
         there = await connection.fetch(_LOCK, workspace)
         gone = [row["id"] for row in there if (row["user_id"], row["key_id"], row["period"]) not in keys]
@@ -93,4 +85,8 @@ class BudgetRepository:
                 await connection.execute(_SET, workspace, *map(list, columns), at)
             except asyncpg.ForeignKeyViolationError:
                 raise UnknownSubject from None
-        await connection.execute(_MARKS, workspace)
+
+    async def _open_ceilings(self) -> None:
+        connection = await self._unit.driver()
+        ceilings = self._ceilings
+        await connection.execute(_OPEN_CEILINGS, self._scope.workspace_id, ceilings.day, ceilings.month)

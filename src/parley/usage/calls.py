@@ -100,7 +100,7 @@ class _Attempt:
             output_tokens=output_tokens,
             images=images,
             estimated=estimated,
-            own_key=self.entry.owner is not None,
+            own_key=self.entry.own_key,
             cost=cost_of(self.entry, used, images=images),
             started_at=self.started_at,
             ended_at=self.ended_at or clock.now(),

@@ -27,12 +27,6 @@ _SET = """
     ON CONFLICT (workspace_id, operator, user_id, key_id, period)
     DO UPDATE SET ceiling = excluded.ceiling, updated_at = now()
 """
-# Whoever is given more is told again when that is used up.
-_MARKS = """
-    UPDATE budget_counters c SET alerted = false, stopped = false
-    FROM budgets b
-    WHERE c.workspace_id = $1 AND b.workspace_id = $1 AND b.id = c.budget_id AND b.operator AND b.period = $2
-"""
 
 
 class UnscopedCeilings:
@@ -62,7 +56,6 @@ class UnscopedCeilings:
             connection = await unit.driver()
             for period, ceiling in wanted.items():
                 await connection.execute(_SET, workspace_id, new_id(), period.value, ceiling)
-                await connection.execute(_MARKS, workspace_id, period.value)
             await record(
                 unit,
                 Action.CEILINGS_CHANGED,

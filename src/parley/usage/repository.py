@@ -15,7 +15,7 @@ from parley.usage.ledger import CallRecord, Totals
 
 _RESERVE = """
     SELECT subject, period, operator
-    FROM usage_reserve($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)
+    FROM usage_reserve($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18)
 """
 _SETTLE = """
     SELECT budget_id, user_id, key_id, operator, period, starts_on, ceiling, spent, level
@@ -50,7 +50,7 @@ class LedgerRepository:
         return await connection.fetchrow(
             _RESERVE, bill.workspace_id, bill.user_id, bill.key_id, bill.id, bill.conversation_id, bill.message_id,
             bill.purpose, estimate.provider, estimate.model, estimate.amount, estimate.input_tokens,
-            estimate.input_cost, estimate.own_key, at, expires_at, ceilings.day, ceilings.month,
+            estimate.input_cost, estimate.own_key, estimate.by_operator, at, expires_at, ceilings.day, ceilings.month,
         )  # fmt: skip
 
     async def settle(self, bill: Bill, records: Sequence[CallRecord], ceilings: Ceilings) -> list[asyncpg.Record]:

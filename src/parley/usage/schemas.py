@@ -38,7 +38,7 @@ Day = Annotated[date, BeforeValidator(_is_day)]
 # Dollars as text, all eight places: "0.00012300", never "1.23E-4".
 Dollars = Annotated[Decimal, PlainSerializer(lambda value: f"{value:.8f}", return_type=str)]
 Limit = Annotated[
-    Decimal, BeforeValidator(_is_amount), Field(ge=0, le=Decimal(999_999_999), max_digits=18, decimal_places=8)
+    Decimal, Field(ge=0, le=Decimal(999_999_999), max_digits=18, decimal_places=8), BeforeValidator(_is_amount)
 ]
 
 

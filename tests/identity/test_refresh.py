@@ -48,7 +48,7 @@ GOOD = TOKENS.make(uuid4(), 3, salt=SALT)
 
 
 @settings(deadline=None)
-@given(st.integers(0, len(GOOD) - 1), st.characters())
+@given(st.integers(0, len(GOOD) - 1), st.one_of(st.sampled_from("+/-_="), st.characters()))
 def test_no_changed_character_survives(place: int, character: str) -> None:
     changed = GOOD[:place] + character + GOOD[place + 1 :]
     if changed == GOOD:

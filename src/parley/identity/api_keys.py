@@ -5,8 +5,6 @@ refused without a query, and a scanner can tell a key from other text. Stored is
 and an HMAC-SHA256 under it, so that a copy of the database is not enough to try keys.
 """
 
-import base64
-import binascii
 import hashlib
 import hmac
 import secrets
@@ -17,7 +15,7 @@ from datetime import datetime, timedelta
 from typing import Final
 from uuid import UUID
 
-from parley.core import clock
+from parley.core import base64url, clock
 from parley.core.db import Database, UnitOfWork
 from parley.core.errors import Unauthenticated
 from parley.core.ids import new_id
@@ -69,7 +67,7 @@ class KeyFormat:
     def make(id: UUID, workspace_id: UUID) -> PresentedKey:
         """Return a new key."""
         raw = _HEADER.pack(_VERSION, id.bytes, workspace_id.bytes) + secrets.token_bytes(_RANDOM_BYTES)
-        text = PREFIX + base64.urlsafe_b64encode(raw + _check(raw)).decode()
+        text = PREFIX + base64url.encode(raw + _check(raw))
         return PresentedKey(id, workspace_id, text)
 
     @staticmethod
@@ -78,8 +76,8 @@ class KeyFormat:
         if len(text) != _LENGTH or not text.startswith(PREFIX):
             raise ApiKeyInvalid
         try:
-            raw = base64.b64decode(text.removeprefix(PREFIX), altchars=b"-_", validate=True)
-        except (binascii.Error, ValueError):
+            raw = base64url.decode(text.removeprefix(PREFIX))
+        except ValueError:
             raise ApiKeyInvalid from None
         body, check = raw[:-_CHECK_BYTES], raw[-_CHECK_BYTES:]
         if len(raw) != _BYTES or check != _check(body):

@@ -4,15 +4,13 @@ Its holder has a counter of failed sign-ins of their own, so that a stranger who
 keep them out. It opens nothing by itself, and ends with the password that it was made under.
 """
 
-import base64
-import binascii
 import hashlib
 import hmac
 import struct
 from datetime import datetime, timedelta
 from uuid import UUID
 
-from parley.core import clock
+from parley.core import base64url, clock
 from parley.core.secrets import KeyRing
 
 LIFE = timedelta(days=365)
@@ -33,15 +31,15 @@ class Devices:
         """Return a proof for the device that has just signed in."""
         key = self._keys.active
         header = _HEADER.pack(bytes.fromhex(key.kid), user_id.bytes, int(clock.timestamp()))
-        return base64.urlsafe_b64encode(header + _mac(key.value, header)).decode()
+        return base64url.encode(header + _mac(key.value, header))
 
     def is_known(self, proof: str | None, user_id: UUID, *, password_since: datetime) -> bool:
         """Whether a proof is this user's, and newer than the password."""
         if not proof or len(proof) != _LENGTH or not proof.isascii():
             return False
         try:
-            raw = base64.b64decode(proof, altchars=b"-_", validate=True)
-        except (binascii.Error, ValueError):
+            raw = base64url.decode(proof)
+        except ValueError:
             return False
         header = raw[: _HEADER.size]
         kid, user, made = _HEADER.unpack(header)

@@ -5,13 +5,11 @@ the token proves it: nobody else was sent it. So an account whose address is not
 is confirmed by accepting; one with another address learns nothing.
 """
 
-import base64
-import binascii
 import secrets
 from datetime import timedelta
 from uuid import UUID
 
-from parley.core import clock
+from parley.core import base64url, clock
 from parley.core.db import Database, UnitOfWork
 from parley.core.errors import Conflict, Forbidden, NotFound
 from parley.core.idempotency import Once
@@ -158,7 +156,7 @@ class Invitations:
             if row is None:
                 return None
             raw = workspace_id.bytes + invitation_id.bytes + secrets.token_bytes(_SECRET_BYTES)
-            token = PREFIX + base64.urlsafe_b64encode(raw).decode()
+            token = PREFIX + base64url.encode(raw)
             await connection.execute(_SET_HASH, workspace_id, invitation_id, self._hash.make(token))
         return InvitationLetter(to=row["email"], workspace=row["workspace"], inviter=row["inviter"], token=token)
 
@@ -221,7 +219,7 @@ def _ids_of(token: str) -> tuple[UUID, UUID]:
     if len(token) != _LENGTH or not token.startswith(PREFIX):
         raise LinkInvalid
     try:
-        raw = base64.b64decode(token.removeprefix(PREFIX), altchars=b"-_", validate=True)
-    except (binascii.Error, ValueError):
+        raw = base64url.decode(token.removeprefix(PREFIX))
+    except ValueError:
         raise LinkInvalid from None
     return UUID(bytes=raw[:16]), UUID(bytes=raw[16:32])

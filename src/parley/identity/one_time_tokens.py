@@ -1,7 +1,5 @@
 """Secrets that go out by mail: good once, for a while, and only the newest of its purpose. Kept as a keyed hash."""
 
-import base64
-import binascii
 import hashlib
 import hmac
 import secrets
@@ -10,7 +8,7 @@ from datetime import timedelta
 from enum import StrEnum
 from uuid import UUID
 
-from parley.core import clock
+from parley.core import base64url, clock
 from parley.core.db import UnitOfWork
 from parley.core.ids import new_id
 from parley.core.secrets import KeyRing
@@ -85,7 +83,7 @@ class OneTimeTokens:
     ) -> str:
         """Return a new token; those of the same user and purpose are good no more."""
         id_, now = new_id(), clock.now()
-        text = PREFIX + base64.urlsafe_b64encode(id_.bytes + secrets.token_bytes(_SECRET_BYTES)).decode()
+        text = PREFIX + base64url.encode(id_.bytes + secrets.token_bytes(_SECRET_BYTES))
         connection = await unit.driver()
         await connection.execute(_SPEND_OLDER, user_id, purpose.value, now)
         await connection.execute(_ADD, id_, user_id, purpose.value, self._hash.make(text), email, now + life)
@@ -117,7 +115,7 @@ def _id_of(token: str) -> UUID:
     if len(token) != _LENGTH or not token.startswith(PREFIX):
         raise LinkInvalid
     try:
-        raw = base64.b64decode(token.removeprefix(PREFIX), altchars=b"-_", validate=True)
-    except (binascii.Error, ValueError):
+        raw = base64url.decode(token.removeprefix(PREFIX))
+    except ValueError:
         raise LinkInvalid from None
     return UUID(bytes=raw[:_ID_BYTES])

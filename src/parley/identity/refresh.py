@@ -5,14 +5,13 @@ of these. Only the holder of the key can make one, so a copy of the database is 
 successor of a token can be made again for a client that never received it.
 """
 
-import base64
-import binascii
 import hashlib
 import hmac
 import struct
 from dataclasses import dataclass
 from uuid import UUID
 
+from parley.core import base64url
 from parley.core.secrets import KeyRing
 from parley.identity.errors import RefreshInvalid
 
@@ -45,15 +44,15 @@ class RefreshTokens:
         """Return the token of a session at a counter: always the same one while the key stays."""
         key = self._keys.active
         header = _HEADER.pack(_VERSION, bytes.fromhex(key.kid), session_id.bytes, counter)
-        return _PREFIX + base64.urlsafe_b64encode(header + _mac(key.value, salt, header)).decode()
+        return _PREFIX + base64url.encode(header + _mac(key.value, salt, header))
 
     def parse(self, token: str) -> PresentedRefreshToken:
         """Take a token apart. Raises `RefreshInvalid`."""
         if len(token) != _LENGTH or not token.startswith(_PREFIX):
             raise RefreshInvalid
         try:
-            raw = base64.b64decode(token.removeprefix(_PREFIX), altchars=b"-_", validate=True)
-        except (binascii.Error, ValueError):
+            raw = base64url.decode(token.removeprefix(_PREFIX))
+        except ValueError:
             raise RefreshInvalid from None
         if len(raw) != _HEADER.size + _MAC_BYTES:
             raise RefreshInvalid

@@ -1,13 +1,11 @@
 """One-time tickets: how a browser gets on the socket without a token in a URL."""
 
-import base64
-import binascii
 import hashlib
 import secrets
 from datetime import timedelta
 from uuid import UUID
 
-from parley.core import clock
+from parley.core import base64url, clock
 from parley.core.db import Database
 from parley.core.errors import Unauthenticated
 from parley.core.scope import Authenticator, Credential, Role, Scope
@@ -65,13 +63,13 @@ class Tickets:
                 scope.subject,
                 expires,
             )
-        return _PREFIX + base64.urlsafe_b64encode(secret).decode()
+        return _PREFIX + base64url.encode(secret)
 
     async def redeem(self, ticket: str) -> Credential:
         """Take a ticket, once. Raises `TicketInvalid`, also when what it was asked for with has ended."""
         try:
-            secret = base64.b64decode(ticket.removeprefix(_PREFIX).encode(), altchars=b"-_", validate=True)
-        except (binascii.Error, ValueError):
+            secret = base64url.decode(ticket.removeprefix(_PREFIX))
+        except ValueError:
             raise TicketInvalid from None
         if not ticket.startswith(_PREFIX) or len(secret) != 48:
             raise TicketInvalid

@@ -16,6 +16,7 @@ from uuid import UUID
 
 import asyncpg
 import httpx
+import hypothesis
 import pytest
 from fastapi import FastAPI
 
@@ -25,6 +26,10 @@ from parley.core.migrate import upgrade
 from parley.core.settings import DatabaseSettings, Environment, LogSettings, Settings, load_settings
 from parley.main import create_app
 from tests.canaries import CanaryHandler, secrets_in_tables
+
+if os.environ.get("PARLEY_CI"):
+    # The same examples in each run: what decides on a change does not depend on luck. `make test` looks further.
+    hypothesis.settings.load_profile("ci")
 
 _numbers = itertools.count(1)
 _MEMORY, _ROOM = Path("/dev/shm"), 8 * 1024**3

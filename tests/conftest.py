@@ -1,6 +1,5 @@
 """A real PostgreSQL for every test: migrated once, one clone per test."""
 
-import asyncio
 import ipaddress
 import itertools
 import logging
@@ -26,6 +25,7 @@ from parley.core.migrate import upgrade
 from parley.core.settings import DatabaseSettings, Environment, LogSettings, Settings, load_settings
 from parley.main import create_app
 from tests.canaries import CanaryHandler, secrets_in_tables
+from tests.held import held
 
 if os.environ.get("PARLEY_CI"):
     # The same examples in each run: what decides on a change does not depend on luck. `make test` looks further.
@@ -201,25 +201,8 @@ async def running(settings: Settings) -> AsyncIterator[FastAPI]:
 @pytest.fixture
 async def app(settings: Settings) -> AsyncIterator[FastAPI]:
     """The application, started."""
-    started, done = asyncio.Event(), asyncio.Event()
-    made: list[FastAPI] = []
-
-    # A task of its own: a fixture's set-up and tear-down may run in different tasks, which task groups refuse.
-    async def run() -> None:
-        async with running(settings) as application:
-            made.append(application)
-            started.set()
-            await done.wait()
-
-    task = asyncio.create_task(run())
-    waiter = asyncio.create_task(started.wait())
-    await asyncio.wait({task, waiter}, return_when=asyncio.FIRST_COMPLETED)
-    waiter.cancel()
-    if task.done():
-        task.result()
-    yield made[0]
-    done.set()
-    await task
+    async with held(running(settings)) as application:
+        yield application
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 import asyncio
 import socket
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -150,26 +150,3 @@ async def greet(server: LiveServer, token: str, *, subs: list[Frame] | None = No
     welcome = await made.receive()
     assert welcome["t"] == "welcome", welcome
     return made
-
-
-@asynccontextmanager
-async def held[T](context: AbstractAsyncContextManager[T]) -> AsyncIterator[T]:
-    """Enter and leave a context in one task of its own: the two halves of a fixture may run in different ones."""
-    entered: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-    done = asyncio.Event()
-
-    async def hold() -> None:
-        async with context as value:
-            entered.set_result(value)
-            await done.wait()
-
-    task = asyncio.create_task(hold())
-    waiting: set[asyncio.Future[Any]] = {task, entered}
-    await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-    if task.done():
-        task.result()
-    try:
-        yield entered.result()
-    finally:
-        done.set()
-        await task

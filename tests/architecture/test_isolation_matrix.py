@@ -22,12 +22,12 @@ from tests.architecture.worlds import (
     World,
     add_person,
     fill,
-    in_one_task,
     socket_of,
     world_of,
 )
 from tests.canaries import PROVIDER_KEY
 from tests.conftest import TestDatabases
+from tests.held import held
 
 _PATIENCE_S = 10
 
@@ -374,7 +374,7 @@ async def world(
 ) -> AsyncIterator[World]:
     """The people, once for each set of layers."""
     context = world_of(databases, tmp_path_factory.mktemp("data"), request.param)
-    async with in_one_task(context) as made:
+    async with held(context) as made:
         yield made
 
 

@@ -1,11 +1,10 @@
 """Two workspaces with people and their things, on an application that has lost some of its layers of isolation."""
 
-import asyncio
 import json
 import re
 import sys
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, fields
 from datetime import timedelta
 from enum import StrEnum
@@ -323,27 +322,6 @@ async def world_of(databases: TestDatabases, data_dir: Path, layers: Layers) -> 
                 await person.http.aclose()
     await admin.close()
     await databases.drop(urls)
-
-
-@asynccontextmanager
-async def in_one_task[T](context: AbstractAsyncContextManager[T]) -> AsyncIterator[T]:
-    """Enter and leave a context in a task of its own: a fixture's set-up and tear-down may run in different ones."""
-    entered: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-    left = asyncio.Event()
-
-    async def hold() -> None:
-        async with context as value:
-            entered.set_result(value)
-            await left.wait()
-
-    task = asyncio.create_task(hold())
-    waiting: set[asyncio.Future[Any]] = {task, entered}
-    await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-    if not entered.done():
-        task.result()
-    yield entered.result()
-    left.set()
-    await task
 
 
 # -- the socket --------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from benchmarks.fake_provider import FakeProvider, script
 from parley.core.embedded_postgres import EmbeddedPostgres
 from parley.core.settings import LlmSettings
 from tests.conftest import Account
-from tests.live import held
+from tests.held import held
 from tests.realtime.conftest import (
     QUICK,
     LiveServer,

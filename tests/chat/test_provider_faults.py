@@ -17,7 +17,7 @@ from benchmarks.fake_provider import FakeProvider, script
 from parley.core.settings import LlmSettings
 from parley.llm import retry
 from tests.conftest import Account, TestDatabases
-from tests.live import held
+from tests.held import held
 from tests.realtime.conftest import (
     QUICK,
     Frame,

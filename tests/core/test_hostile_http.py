@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from parley.core.db import DatabaseUrls
 from parley.core.settings import Environment, Settings
 from tests.conftest import Account, TestDatabases, http_client, make_settings, running
-from tests.live import held
+from tests.held import held
 from tests.realtime.conftest import LiveServer, Serve, serve_with
 
 __all__ = ["serve_with"]

@@ -16,7 +16,8 @@ from parley.core.db import DatabaseUrls
 from parley.core.settings import LlmSettings, Settings
 from tests.chat.conftest import until
 from tests.conftest import make_settings
-from tests.live import LiveServer, held, live
+from tests.held import held
+from tests.live import LiveServer, live
 
 REGISTRY = """
 providers:

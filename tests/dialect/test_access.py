@@ -23,7 +23,8 @@ from tests.dialect.conftest import (
     events_of,
     sign_up_on,
 )
-from tests.live import LiveServer, held, live
+from tests.held import held
+from tests.live import LiveServer, live
 
 PATHS = [("POST", "/v1/chat/completions"), ("GET", "/v1/models"), ("GET", "/v1/models/gpt")]
 HELLO: dict[str, Any] = {"model": "gpt", "messages": [{"role": "user", "content": "deltas=2"}]}

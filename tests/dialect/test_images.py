@@ -16,7 +16,8 @@ from parley.core.outgoing import Guard
 from parley.dialect.errors import RequestInvalid
 from parley.dialect.images import MAX_FETCHED, Images
 from tests.dialect.conftest import MakeSettings, Person, error_of, sign_up_on
-from tests.live import held, live
+from tests.held import held
+from tests.live import live
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(2000)
 

@@ -31,6 +31,7 @@ from parley.realtime.tickets import TicketInvalid
 from parley.tasks.tools import TOOLS
 from parley.tenancy.permissions import KEY_SCOPES, Permission, permissions_of
 from tests.conftest import Account, SignUp, http_client, make_settings
+from tests.held import held
 from tests.identity.conftest import SECRET
 from tests.live import LiveServer, Socket, dial, live
 
@@ -427,23 +428,8 @@ async def test_no_issued_secret_is_in_the_database(alice: Account, with_key: Cli
 
 @pytest.fixture
 async def server(tmp_path: Path, urls: DatabaseUrls) -> AsyncIterator[LiveServer]:
-    started: asyncio.Future[LiveServer] = asyncio.get_running_loop().create_future()
-    done = asyncio.Event()
-
-    # A task of its own: a fixture's set-up and tear-down may run in different tasks, which task groups refuse.
-    async def run() -> None:
-        async with live(make_settings(tmp_path, urls)) as made:
-            started.set_result(made)
-            await done.wait()
-
-    task = asyncio.create_task(run())
-    waiting: set[asyncio.Future[Any]] = {task, started}
-    await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-    if task.done():
-        task.result()
-    yield await started
-    done.set()
-    await task
+    async with held(live(make_settings(tmp_path, urls))) as made:
+        yield made
 
 
 @pytest.fixture

@@ -30,7 +30,7 @@ from parley.realtime.protocol import SocketProtocol
 from parley.realtime.service import Realtime
 from tests.conftest import Account, TestDatabases, make_settings
 from tests.documented import documented
-from tests.live import held
+from tests.held import held
 
 Frame = dict[str, Any]
 

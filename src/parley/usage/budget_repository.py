@@ -87,6 +87,8 @@ class BudgetRepository:
                 raise UnknownSubject from None
 
     async def _open_ceilings(self) -> None:
-        connection = await self._unit.driver()
         ceilings = self._ceilings
+        if not ceilings:
+            return
+        connection = await self._unit.driver()
         await connection.execute(_OPEN_CEILINGS, self._scope.workspace_id, ceilings.day, ceilings.month)
